@@ -1,0 +1,187 @@
+"""Values as JSON, exactly, and the hashes made of that text.
+
+What JSON cannot say is tagged: `{"$": "tuple", "v": [...]}`. NaN and infinities, lone surrogates and NUL characters are
+tagged too, so that the text can be stored anywhere. A value of any other class is kept as its repr and class name and is
+not restored. Never pickle.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from trace_opt.core.parameter import Demonstrations, Parameter, is_tensor
+
+if TYPE_CHECKING:
+    import torch
+
+_TAG = "$"
+
+
+def encode(value: Any) -> Any:
+    """A JSON-able form of a value; `decode` gives it back."""
+    return _encode(value, 60)
+
+
+def _encode(value: Any, depth: int) -> Any:
+    if value is None or isinstance(value, bool):
+        return value
+    if type(value) is int:
+        return value if abs(value) < 2**63 else {_TAG: "int", "v": hex(value)}
+    if type(value) is float:
+        return value if math.isfinite(value) else {_TAG: "float", "v": str(value)}
+    if type(value) is str:
+        return _encode_text(value)
+    if depth <= 0:
+        return described(value)
+    return _encode_other(value, lambda item: _encode(item, depth - 1))
+
+
+def _encode_text(text: str) -> Any:
+    if "\x00" in text or any("\ud800" <= c <= "\udfff" for c in text):
+        return {_TAG: "text", "v": base64.b64encode(text.encode("utf-8", "surrogatepass")).decode()}
+    return text
+
+
+def _encode_other(value: Any, inner: Callable[[Any], Any]) -> Any:
+    kind = type(value)
+    if kind is list:
+        return [inner(item) for item in value]
+    if kind is dict:
+        if all(type(key) is str and key != _TAG and _encode_text(key) == key for key in value):
+            return {key: inner(item) for key, item in value.items()}
+        return {_TAG: "dict", "v": [[inner(key), inner(item)] for key, item in value.items()]}
+    if kind is tuple:
+        return {_TAG: "tuple", "v": [inner(item) for item in value]}
+    if kind in (set, frozenset):
+        items = sorted((inner(item) for item in value), key=lambda item: json.dumps(item, sort_keys=True))
+        return {_TAG: kind.__name__, "v": items}
+    if kind is bytes:
+        return {_TAG: "bytes", "v": base64.b64encode(value).decode()}
+    if kind is complex:
+        return {_TAG: "complex", "v": [inner(value.real), inner(value.imag)]}
+    if isinstance(value, Demonstrations):
+        return {_TAG: "demonstrations", "k": value.k, "v": [inner(item) for item in value.examples]}
+    if is_tensor(value):
+        return _encode_tensor(value)
+    return described(value)
+
+
+def described(value: Any) -> dict[str, str]:
+    """What is kept of a value that JSON cannot hold: its repr, cut, and its class."""
+    try:
+        text = repr(value)
+    except Exception as error:  # noqa: BLE001 # a hostile repr must not lose the rest
+        text = f"(its repr raised {type(error).__name__})"
+    return {_TAG: "repr", "repr": _printable(text[:2000]), "type": f"{type(value).__module__}.{type(value).__qualname__}"}
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8").replace("\x00", "\\x00")
+
+
+def decode(data: Any) -> Any:
+    """The value of what `encode` gave. A value kept as its repr comes back as `Unrestored`."""
+    if isinstance(data, list):
+        return [decode(item) for item in data]  # pyright: ignore[reportUnknownVariableType]
+    if not isinstance(data, dict):
+        return data
+    if _TAG not in data:
+        return {key: decode(item) for key, item in data.items()}  # pyright: ignore[reportUnknownVariableType]
+    tag: str = data[_TAG]
+    if tag not in _DECODERS:
+        raise ValueError(f"{tag!r} is no kind of value this version knows; upgrade trace-opt-framework")
+    return _DECODERS[tag](data)  # pyright: ignore[reportUnknownArgumentType]
+
+
+class Unrestored:
+    """A value that JSON could not hold, as it was described."""
+
+    __slots__ = ("kind", "text")
+
+    def __init__(self, text: str, kind: str) -> None:
+        self.text = text
+        self.kind = kind
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Unrestored) and (self.text, self.kind) == (other.text, other.kind)
+
+    def __hash__(self) -> int:
+        return hash((self.text, self.kind))
+
+
+def _encode_tensor(value: torch.Tensor) -> dict[str, Any]:
+    import torch
+
+    data = value.detach().cpu().contiguous()
+    raw = data.reshape(-1).view(torch.uint8).numpy().tobytes() if data.numel() else b""
+    return {
+        _TAG: "tensor", "dtype": str(data.dtype).removeprefix("torch."), "shape": list(data.shape),
+        "v": base64.b64encode(raw).decode(),
+    }  # fmt: skip
+
+
+def _decode_tensor(data: Mapping[str, Any]) -> torch.Tensor:
+    import torch
+
+    dtype: torch.dtype = getattr(torch, data["dtype"])
+    raw = bytearray(base64.b64decode(data["v"]))
+    if not raw:
+        return torch.empty(data["shape"], dtype=dtype)
+    return torch.frombuffer(raw, dtype=torch.uint8).view(dtype).reshape(data["shape"]).clone()
+
+
+def _decode_text(data: Mapping[str, Any]) -> str:
+    return base64.b64decode(data["v"]).decode("utf-8", "surrogatepass")
+
+
+_DECODERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "int": lambda data: int(data["v"], 16),
+    "float": lambda data: float(data["v"]),
+    "text": _decode_text,
+    "dict": lambda data: {decode(key): decode(item) for key, item in data["v"]},
+    "tuple": lambda data: tuple(decode(item) for item in data["v"]),
+    "set": lambda data: {decode(item) for item in data["v"]},
+    "frozenset": lambda data: frozenset(decode(item) for item in data["v"]),
+    "bytes": lambda data: base64.b64decode(data["v"]),
+    "complex": lambda data: complex(decode(data["v"][0]), decode(data["v"][1])),
+    "demonstrations": lambda data: Demonstrations(data["k"], tuple(decode(item) for item in data["v"])),
+    "tensor": _decode_tensor,
+    "repr": lambda data: Unrestored(data["repr"], data["type"]),
+}
+
+
+def dump_value(parameter: Parameter[Any], value: Any) -> Any:
+    """A parameter's value as JSON; a structured one through its type."""
+    if parameter.kind == "structured":
+        return encode(parameter.adapter.dump_python(value, mode="json"))
+    return encode(value)
+
+
+def restore_value(parameter: Parameter[Any], data: Any) -> Any:
+    """The value that `dump_value` gave, checked against the parameter.
+
+    Raises:
+        ValueError: the parameter does not allow it.
+    """
+    value = decode(data)
+    if parameter.kind == "structured":
+        value = parameter.adapter.validate_json(json.dumps(value))
+    return parameter.check(value)
+
+
+def canonical(value: Any) -> str:
+    """One text for equal values: JSON of `encode`, keys sorted, no spaces."""
+    return json.dumps(encode(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def content_hash(value: Any) -> str:
+    """The sha256 of `canonical`, in hex."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()

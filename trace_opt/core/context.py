@@ -1,0 +1,72 @@
+"""What is in force while a workflow runs: the recording it belongs to, and the candidate's values and seed.
+
+One ContextVar holds one `Frame`. asyncio tasks and threads see copies of it, so concurrent rollouts never mix and
+no global registry exists; dropping the frame frees everything it held.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trace_opt.core.strand import Frame
+
+FRAME: ContextVar[Frame | None] = ContextVar("trace_opt_frame", default=None)
+
+
+class RolloutState:
+    """The values, seed and random stream of the rollout that is running.
+
+    Attributes:
+        values: The candidate's values by full parameter name; parameters not named keep their own value.
+        seed: The rollout's seed, or None outside a seeded rollout.
+        grad: Whether tensor parameters are handed out requiring grad.
+    """
+
+    __slots__ = ("_rng", "grad", "seed", "values")
+
+    def __init__(self, values: Mapping[str, Any] | None = None, seed: int | None = None, *, grad: bool = True) -> None:
+        self.values: dict[str, Any] = dict(values or {})
+        self.seed = seed
+        self.grad = grad
+        self._rng: random.Random | None = None
+
+    @property
+    def rng(self) -> random.Random:
+        """A `random.Random` seeded with the rollout's seed (unseeded outside a seeded rollout)."""
+        if self._rng is None:
+            self._rng = random.Random(self.seed)  # noqa: S311 # a reproducible stream, not a secret
+        return self._rng
+
+
+STATE: ContextVar[RolloutState | None] = ContextVar("trace_opt_rollout", default=None)
+
+
+def rollout() -> RolloutState:
+    """The rollout that is running: `.seed`, `.rng` and `.values`, for user code that needs chance.
+
+    Outside a rollout its seed is None and its stream is unseeded, so that a workflow runs the same unrecorded.
+    """
+    state = STATE.get()
+    return RolloutState() if state is None else state
+
+
+@contextmanager
+def in_force(values: Mapping[str, Any] | None = None, seed: int | None = None) -> Iterator[RolloutState]:
+    """Run code unrecorded with a candidate's values in force, as a guide or a proposing optimizer does.
+
+    Args:
+        values: Values by full parameter name.
+        seed: The seed that `rollout()` reports.
+    """
+    state = RolloutState(values, seed)
+    state_token, frame_token = STATE.set(state), FRAME.set(None)
+    try:
+        yield state
+    finally:
+        FRAME.reset(frame_token)
+        STATE.reset(state_token)

@@ -1,0 +1,157 @@
+"""Objects that hold parameters as attributes, in a tree that gives them their names."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from trace_opt.core.codec import dump_value, restore_value
+from trace_opt.core.parameter import Parameter, by_name
+from trace_opt.errors import TraceError
+
+_FORMAT = 1
+
+
+class Module:
+    """A part of a workflow with parameters of its own.
+
+    Parameters and Modules that are attributes, also in lists, tuples and dicts, belong to it. A parameter's full name is
+    the path of attributes below the outermost Module: `planner.prompt`.
+
+    Args:
+        name: Leads the names of all parameters below; without it the outermost Module adds nothing.
+    """
+
+    def __init__(self, name: str | None = None) -> None:
+        self._own_name = name
+
+    def __setattr__(self, attribute: str, value: Any) -> None:
+        object.__setattr__(self, attribute, value)
+        if not attribute.startswith("__"):
+            self._adopt(value)
+
+    def _adopt(self, value: Any) -> None:
+        """Become the owner of parameters and Modules in a value that have none."""
+        for _, item in _members("", value):
+            if isinstance(item, Parameter):
+                if item.owner is None and item is not self:
+                    item.owner = self
+            elif item.__dict__.get("_owner") is None and item is not self:
+                object.__setattr__(item, "_owner", self)
+
+    def full_name(self, parameter: Parameter[Any]) -> str:
+        """The full name of a parameter of this Module.
+
+        Raises:
+            TraceError: it is no longer one of its attributes and was given no name.
+        """
+        own = parameter.own_name or self._path_of(parameter)
+        if own is None:
+            raise TraceError(
+                "a parameter without a name is no attribute of its Module any more; pass name= when it is made"
+            )
+        return ".".join([*self._prefix(), own])
+
+    def _path_of(self, member: Any) -> str | None:
+        for attribute, value in self.__dict__.items():
+            if attribute != "_owner":
+                for path, item in _members(attribute, value):
+                    if item is member:
+                        return path
+        return None
+
+    def _prefix(self) -> list[str]:
+        parts: list[str] = []
+        module: Module = self
+        while (owner := module.__dict__.get("_owner")) is not None:
+            parts.append(module.__dict__.get("_own_name") or owner._path_of(module) or "module")
+            module = owner
+        own = module.__dict__.get("_own_name")
+        return [*([own] if own else []), *reversed(parts)]
+
+    def _all(self) -> Iterator[Parameter[Any]]:
+        seen: set[int] = {id(self)}
+        todo: list[Module] = [self]
+        while todo:
+            module = todo.pop(0)
+            for attribute, value in module.__dict__.items():
+                if attribute == "_owner":
+                    continue
+                module._adopt(value)  # a list may have grown since it was assigned
+                for _, item in _members(attribute, value):
+                    if id(item) in seen:
+                        continue
+                    seen.add(id(item))
+                    if isinstance(item, Parameter):
+                        yield item
+                    else:
+                        todo.append(item)
+
+    def named_parameters(self) -> dict[str, Parameter[Any]]:
+        """All parameters below, by full name.
+
+        Raises:
+            TraceError: two have one name.
+        """
+        return by_name(self._all())
+
+    def parameters(self) -> list[Parameter[Any]]:
+        """All parameters below, in the order of attributes."""
+        return list(self.named_parameters().values())
+
+    def state_dict(self) -> dict[str, Any]:
+        """The values of all parameters below, by full name."""
+        return {name: parameter.initial for name, parameter in self.named_parameters().items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Write values into the parameters below; all of them or none.
+
+        Raises:
+            ValueError: names are missing or unknown, or a value is not allowed.
+        """
+        known = self.named_parameters()
+        if set(state) != set(known):
+            missing, unknown = sorted(set(known) - set(state)), sorted(set(state) - set(known))
+            raise ValueError(f"the state lacks {missing!r} and has unknown {unknown!r}; pass what state_dict() returned")
+        checked = {name: parameter.check(state[name]) for name, parameter in known.items()}
+        for name, parameter in known.items():
+            parameter.value = checked[name]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the values of all parameters below to a JSON file; the file is replaced in one step."""
+        values = {name: dump_value(parameter, parameter.initial) for name, parameter in self.named_parameters().items()}
+        target = Path(path)
+        part = target.with_name(f"{target.name}.part")
+        part.write_text(json.dumps({"format": _FORMAT, "values": values}, indent=2, ensure_ascii=False), "utf-8")
+        part.replace(target)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Read values that `save` wrote; all of them or none.
+
+        Raises:
+            ValueError: the file is no such file, or its values do not fit.
+        """
+        try:
+            data: Any = json.loads(Path(path).read_text("utf-8"))
+            stored = cast("dict[str, Any]", data["values"])
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{str(path)!r} holds no saved parameters; give a file that Module.save wrote") from error
+        known = self.named_parameters()
+        self.load_state_dict(
+            {name: restore_value(known[name], value) if name in known else value for name, value in stored.items()}
+        )
+
+
+def _members(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Parameters and Modules in an attribute's value, with the path that leads to them."""
+    if isinstance(value, (Parameter, Module)):
+        yield path, cast("Any", value)
+    elif type(value) in (list, tuple):
+        for i, item in enumerate(cast("list[Any]", value)):
+            yield from _members(f"{path}.{i}", item)
+    elif type(value) is dict:
+        for key, item in cast("dict[Any, Any]", value).items():
+            yield from _members(f"{path}.{key}", item)

@@ -1,0 +1,245 @@
+"""Who records where: one frame for each line of execution of a recording, and one for the bodies of its ops.
+
+A task or thread that meets a frame of another one forks a frame of its own, so nothing interleaves. Decisions are a
+chain along each line; the line that started others takes up their decisions in its own next step. Code that runs in an
+op's body has a body frame in its context, which logs reads instead of recording op calls; a context copied into a
+thread or task carries whichever of the two was in force when it was copied.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import traceback
+from collections.abc import Callable
+from contextvars import ContextVar
+from threading import get_ident
+from typing import TYPE_CHECKING, Any
+
+from trace_opt.core.context import FRAME
+from trace_opt.core.node import ATOMIC, Child, Failure, Nested, Node, Op, identity
+from trace_opt.errors import BudgetError, LLMError, TraceError
+
+if TYPE_CHECKING:
+    from trace_opt.core.graph import Graph
+    from trace_opt.core.parameter import Parameter
+
+if sys.version_info >= (3, 12):
+    _current_task: Callable[[], asyncio.Task[Any] | None] = asyncio.current_task
+else:
+    # asyncio's own current_task is a Python function before 3.12
+    from asyncio.tasks import _current_tasks  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
+
+    def _current_task() -> asyncio.Task[Any] | None:
+        return _current_tasks.get(running_loop())  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+
+
+running_loop: Callable[[], Any] = asyncio._get_running_loop  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType]
+
+NO_TRACE: ContextVar[bool] = ContextVar("trace_opt_no_trace", default=False)
+
+JOIN = Op("join", identity, ("decisions",), kind="decision")
+RAISED = Op("raised", identity, ("error",), kind="decision")
+NONE = Op("none", identity, ("value",), kind="decision")
+
+
+class Strand:
+    """The nodes that one line of execution recorded, and where in its parent's nodes it was started."""
+
+    __slots__ = ("nodes", "parent", "start")
+
+    def __init__(self, parent: Strand | None = None, start: int = 0) -> None:
+        self.nodes: list[Node[Any]] = []
+        self.parent = parent
+        self.start = start
+
+
+class Log(list[Node[Any]]):
+    """Reads and inner calls of an op's body; what is appended is handed on to the body that started this one."""
+
+    __slots__ = ("outer",)
+
+    def __init__(self, outer: list[Node[Any]]) -> None:
+        super().__init__()
+        self.outer = outer
+
+    def append(self, node: Node[Any]) -> None:
+        """Log a node here and in the outer body."""
+        super().append(node)
+        self.outer.append(node)
+
+
+class Frame:
+    """Where one line of execution records.
+
+    Attributes:
+        graph: The recording.
+        strand: Its nodes; `add` appends to them.
+        body: The frame that is in force while an op's body runs; None for such a frame itself.
+        log: Of a body frame: what the body read and called.
+        last: The latest decision.
+        pending: Frames started from here with decisions not yet taken up.
+        origin: The latest decision of the frame it was forked from, at that time.
+        borrowed: Plain copies handed to a body in place of containers that hold results, with what they held.
+        scope: Names of the inline ops around, joined by "/", or None.
+    """
+
+    __slots__ = (
+        "add", "body", "borrowed", "graph", "last", "log", "origin", "parent", "pending", "scope", "strand", "task",
+        "thread",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        graph: Graph,
+        *,
+        strand: Strand | None = None,
+        parent: Frame | None = None,
+        log: list[Node[Any]] | None = None,
+    ) -> None:
+        self.graph = graph
+        self.thread = get_ident()
+        self.task = _current_task() if running_loop() is not None else None
+        self.parent = parent
+        self.last: Node[Any] | None = None
+        self.origin: Node[Any] | None = None
+        self.pending: dict[Frame, None] = {}
+        self.borrowed: list[tuple[Any, Any]] = []
+        self.scope: str | None = None
+        self.log: list[Node[Any]] = [] if log is None else log
+        self.body: Frame | None = None
+        self.strand = strand
+        if strand is not None:
+            self.add = strand.nodes.append
+            graph.strands.append(strand)
+            self.body = Frame(graph, log=[])
+            self.body.thread, self.body.task = self.thread, self.task
+
+    def foreign(self) -> bool:
+        """Whether the running task is another than this frame's; asked only where an event loop runs."""
+        return _current_task() is not self.task
+
+    def mine(self) -> Frame:
+        """This frame, or a fork of it that is put in force where another thread or task is running."""
+        if self.thread == get_ident() and (running_loop() is None or not self.foreign()):
+            return self
+        forked = self.fork()
+        FRAME.set(forked)
+        return forked
+
+    def fork(self) -> Frame:
+        """A frame for a line of execution that starts here."""
+        if self.strand is None:
+            return Frame(self.graph, parent=self, log=Log(self.log))
+        forked = Frame(self.graph, strand=Strand(self.strand, len(self.strand.nodes)), parent=self)
+        forked.last = forked.origin = self.last
+        forked.scope = self.scope
+        return forked
+
+    def control(self) -> Node[Any] | None:
+        """The latest decision, those of finished or running forks included."""
+        if self.pending:
+            self.last = self._join()
+        return self.last
+
+    def _join(self) -> Node[Any] | None:
+        """One decision that stands for this line's latest and those of the forks that decided since."""
+        forks: list[Frame] = []
+        while self.pending:  # popitem is atomic, so a fork that decides meanwhile is not lost
+            forks.append(self.pending.popitem()[0])
+        tips = [tip for fork in reversed(forks) if (tip := fork.control()) is not None]
+        follows = self.last is None or any(fork.origin is self.last for fork in forks)
+        joined = tuple(tips) if follows else (self.last, *tips)
+        if len(joined) == 1:
+            return joined[0]
+        node = Node(JOIN, None, (Nested(joined, joined),))
+        self.add(node)
+        return node
+
+    def decide(self, op: Op, inputs: tuple[Any, ...], value: Any) -> None:
+        """Record that the workflow read a concrete value.
+
+        Args:
+            op: What read it (`bool`, `len`, `hash`, ...).
+            inputs: What was read, as for any op.
+            value: What it read.
+        """
+        node = Node(op, value, inputs, (), self.control())
+        self.add(node)
+        self.last = node
+        fork, parent = self, self.parent
+        while parent is not None:
+            parent.pending[fork] = None
+            fork, parent = parent, parent.parent
+
+    def read(self, parameter: Parameter[Any]) -> Any:
+        """A parameter's value as code here is to see it: plain in a body, a recorded result in the workflow."""
+        frame = self.mine()
+        node = frame.graph.parameter_node(parameter)
+        if frame.body is None:
+            frame.log.append(node)
+            return node.value
+        from trace_opt.core.result import wrap
+
+        return wrap(frame, node)
+
+    def settle(self, start: int) -> tuple[Node[Any], ...]:
+        """Take the log from `start` on: reads once each, inner calls in order. Of a body frame."""
+        trail = tuple(dict.fromkeys(self.log[start:]))
+        del self.log[start:]
+        return trail
+
+    def fail(self, op: Op, inputs: tuple[Any, ...], trail: tuple[Node[Any], ...], error: BaseException) -> None:
+        """Record that an op call raised; the caller raises the exception again, unchanged."""
+        if not blames_candidate(error):
+            self.graph.note_fault(error)
+            return
+        node = Node(op, failure_of(error), inputs, trail, self.control())
+        self.add(node)
+        mark_error(error, node)
+        self.decide(RAISED, (node,), str(node.value))
+
+
+def blames_candidate(error: BaseException) -> bool:
+    """Whether an exception is a workflow's own failure, not the framework's, the budget's, a key's or an interrupt."""
+    if not isinstance(error, Exception) or isinstance(error, (TraceError, BudgetError)):
+        return False
+    return not (isinstance(error, LLMError) and error.lasting)
+
+
+def failure_of(error: BaseException) -> Failure:
+    """The text of an exception."""
+    try:
+        message = str(error)
+    except Exception as hostile:  # noqa: BLE001 # an exception whose own text fails must not hide the failure
+        message = f"(its text raised {type(hostile).__name__})"
+    try:
+        lines = traceback.format_exception(error)
+    except Exception:  # noqa: BLE001 # as above
+        lines = traceback.format_tb(error.__traceback__)
+    return Failure(type(error).__name__, message, "".join(lines))
+
+
+def mark_error(error: BaseException, node: Node[Any]) -> None:
+    """Tie an exception to its error node: the exception points at the node, never back."""
+    try:
+        error.__trace_node__ = node  # pyright: ignore[reportAttributeAccessIssue]
+    except AttributeError:
+        return
+
+
+def child_of(op: Op, value: Any, inputs: tuple[Any, ...], frame: Frame, start: int, seconds: float) -> Child[Any]:
+    """Close an op call made in another op's body: its reads stay in the log, its inner calls move below it."""
+    trail = frame.settle(start)
+    child = Child(op, value, inputs, trail, None, seconds)
+    frame.log[start:] = [node for node in trail if type(node) is not Child]
+    frame.log.append(child)
+    return child
+
+
+def keep(value: Any) -> Any:
+    """An input as a recording keeps it: exact lists, dicts and sets as a shallow copy, all else by reference."""
+    kind = type(value)
+    if kind in ATOMIC:
+        return value
+    return value.copy() if kind is list or kind is dict or kind is set else value

@@ -1,0 +1,154 @@
+"""Results whose value is a torch tensor: real tensors that share the value's memory and autograd graph.
+
+torch looks at a tensor's memory, not at its class, so a stand-in would not do. Functions and methods on them record
+ops; what only describes a tensor (shape, dtype, device) is handed out plain.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, cast
+
+from trace_opt.core.context import FRAME
+from trace_opt.core.node import Node
+from trace_opt.core.operators import function_op
+from trace_opt.core.result import Result, apply, bare, changeable, decision, record_value, textual, working
+
+if TYPE_CHECKING:
+    import torch
+
+    from trace_opt.core.graph import Graph
+    from trace_opt.core.strand import Frame
+
+_DESCRIBES = frozenset({
+    "shape", "dtype", "device", "requires_grad", "grad", "grad_fn", "is_leaf", "layout", "ndim", "is_cuda",
+    "size", "dim", "numel", "is_floating_point", "is_contiguous", "stride", "element_size", "nelement", "data_ptr",
+    "is_complex", "backward", "retain_grad", "register_hook", "is_sparse", "names", "itemsize", "nbytes", "output_nr",
+    "is_quantized", "is_meta", "is_nested", "get_device", "is_same_size", "is_inference", "storage_offset",
+})  # fmt: skip
+_CHANGES = frozenset({"__setitem__", "__delitem__", "data", "set_", "requires_grad_"})
+_READS = {"__bool__": "bool", "__len__": "len", "__int__": "int", "__float__": "float", "__index__": "index", "__complex__": "complex"}  # fmt: skip
+
+
+def wrap_tensor(frame: Frame, node: Node[Any]) -> Any:
+    """The result for a tensor node."""
+    made = node.value.as_subclass(_tensor_class())
+    made._trace_node = node
+    made._trace_graph = frame.graph
+    return made
+
+
+@lru_cache(maxsize=1)
+def _tensor_class() -> Any:
+    import torch
+
+    class TensorResult(Result, torch.Tensor):
+        """A tensor that records what is done with it."""
+
+        _trace_node: Any
+        _trace_graph: Any
+
+        @classmethod
+        def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return _dispatch(func, tuple(args), dict(kwargs or {}))
+
+        def __repr__(self, **_: Any) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
+            return repr(self._trace_node.value)
+
+        def __str__(self) -> str:
+            return str(textual(self))
+
+        def __format__(self, spec: str) -> str:
+            return format(textual(self), spec)
+
+        def __iter__(self) -> Any:
+            size = decision(self, "len", len)
+            return (self[i] for i in range(size))
+
+        def __contains__(self, item: Any) -> bool:
+            return decision(self, "plain", lambda value: bare(item) in value)
+
+        def __hash__(self) -> int:
+            return id(self._trace_node.value)
+
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            return self._trace_node.value.__reduce_ex__(protocol)
+
+    return TensorResult
+
+
+def _dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A torch function on results: recorded, a decision, a plain description, or refused."""
+    name: str = getattr(func, "__name__", str(func))
+    owner = next((x for x in args if isinstance(x, Result)), None)
+    if name in ("__get__", "__set__", "__delete__"):
+        prop: str = getattr(func.__self__, "__name__", "")
+        return _attribute(func, prop, name, args)
+    if owner is not None and (name in _CHANGES or (name.endswith("_") and not name.endswith("__"))) and args[0] is owner:
+        changeable(owner, f"calling .{name}()")
+        return func(*_bare_all(args), **_bare_all(kwargs))
+    if owner is not None and name in _READS:
+        return decision(owner, _READS[name], func)
+    if name in _DESCRIBES:
+        return func(*_bare_all(args), **_bare_all(kwargs))
+    if name.startswith("__i") and name.endswith("__") and name not in ("__index__", "__invert__", "__iter__"):
+        binary = getattr(type(_bare_all(args)[0]), f"__{name[3:]}", func)
+        return apply(function_op(name[3:-2], binary), (args, kwargs))
+    return apply(function_op(name.strip("_"), func), (args, kwargs))
+
+
+def _attribute(func: Any, prop: str, access: str, args: tuple[Any, ...]) -> Any:
+    owner: Any = args[0]
+    if access != "__get__":
+        changeable(owner, f"setting attribute {prop!r}")
+        return func(*_bare_all(args))
+    value: Any = func(*_bare_all(args))
+    frame = working(owner)
+    if frame is None or prop in _DESCRIBES:
+        if frame is None:
+            bare(owner)
+        return value
+    from trace_opt.core.operators import GETATTR
+
+    return record_value(frame.mine(), GETATTR, (owner._trace_node, prop), value)
+
+
+def _bare_all(value: Any) -> Any:
+    from trace_opt.core.calls import bare_all
+
+    if FRAME.get() is None:
+        return bare_all(value)
+    return _values(value)
+
+
+def _values(value: Any) -> Any:
+    if isinstance(value, Result):
+        return cast("Any", value)._trace_node.value
+    if isinstance(value, (list, tuple)):
+        return type(value)(_values(item) for item in value)  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, dict):
+        return {key: _values(item) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType]
+    return value
+
+
+def backward_loss(graph: Graph, loss: torch.Tensor | dict[str, torch.Tensor]) -> None:
+    """Add the gradient of a loss to `grad` of every tensor parameter of a recording that it reaches.
+
+    Args:
+        graph: The recording whose parameter leaves take the gradient.
+        loss: A scalar, or several by name, which are summed.
+    """
+    import torch
+
+    total = sum(loss.values()) if isinstance(loss, dict) else loss
+    if isinstance(total, Result):
+        total = cast("Any", total)._trace_node.value
+    leaves = [node for node in graph.parameters.values() if torch.is_tensor(node.value) and node.value.requires_grad]
+    if not leaves or not isinstance(total, torch.Tensor) or not total.requires_grad:
+        return
+    # kept, so that feedback on another output of the same recording can follow
+    grads = torch.autograd.grad([total], [node.value for node in leaves], retain_graph=True, allow_unused=True)
+    for node, grad in zip(leaves, grads, strict=True):
+        parameter = node.parameter
+        if parameter is not None and grad is not None:
+            parameter.grad = grad.clone() if parameter.grad is None else parameter.grad + grad
