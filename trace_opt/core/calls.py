@@ -87,9 +87,7 @@ def holds_results(given: Any) -> bool:
     return bool(found)
 
 
-def _unpack(
-    given: Any, split: Callable[[Any], tuple[Any, Any]], nodes: list[Node[Any]], depth: int
-) -> tuple[Any, Any]:
+def _unpack(given: Any, split: Callable[[Any], tuple[Any, Any]], nodes: list[Node[Any]], depth: int) -> tuple[Any, Any]:
     """A container's items, split each; the container itself twice over where none changed."""
     kind = type(given)
     if kind is dict:
@@ -175,21 +173,20 @@ def call(frame: Frame, op: Op, given: tuple[Any, ...], invoke: Invoke | None = N
     taken = [(x, x) if type(x) in ATOMIC else take(frame, x) for x in given]
     inputs = tuple(recorded for _, recorded in taken)
     plain = tuple(value for value, _ in taken)
-    body = cast("Frame", frame.body)
-    token = FRAME.set(body)
     start = perf_counter()
+    frame.inside = True
     try:
         value = op.fn(*plain) if invoke is None else invoke(plain)
         value = settled(frame.graph, value)
         if frame.borrowed:
             check_borrowed(frame, op)
     except BaseException as error:
-        FRAME.reset(token)
+        frame.inside = False
         frame.borrowed.clear()
-        frame.fail(scoped(frame, op), inputs, body.settle(0), error)
+        frame.fail(scoped(frame, op), inputs, frame.settle(0), error)
         raise
-    FRAME.reset(token)
-    trail = body.settle(0) if body.log else ()
+    frame.inside = False
+    trail = frame.settle(0) if frame.log else ()
     return finish(frame, op, value, inputs, trail, frame.control(), perf_counter() - start)
 
 
@@ -280,7 +277,7 @@ def nested(frame: Frame, op: Op, given: tuple[Any, ...], invoke: Invoke) -> Any:
 async def acall(frame: Frame, op: Op, given: tuple[Any, ...], invoke: Callable[[tuple[Any, ...]], Coroutine[Any, Any, Any]]) -> Any:  # fmt: skip
     """Record one call of an `async def` op, in the workflow or in a body."""
     frame = frame.mine()
-    if frame.body is None:
+    if frame.inside:
         return await _anested(frame, op, given, invoke)
     taken = [take(frame, x) for x in given]
     inputs = tuple(recorded for _, recorded in taken)

@@ -77,7 +77,11 @@ def described(value: Any) -> dict[str, str]:
         text = repr(value)
     except Exception as error:  # noqa: BLE001 # a hostile repr must not lose the rest
         text = f"(its repr raised {type(error).__name__})"
-    return {_TAG: "repr", "repr": _printable(text[:2000]), "type": f"{type(value).__module__}.{type(value).__qualname__}"}
+    return {
+        _TAG: "repr",
+        "repr": _printable(text[:2000]),
+        "type": f"{type(value).__module__}.{type(value).__qualname__}",
+    }
 
 
 def _printable(text: str) -> str:

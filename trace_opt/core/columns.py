@@ -88,7 +88,9 @@ class _Columns:
         number = self._op_numbers.get(op)
         if number is None:
             number = self._op_numbers[op] = len(self.ops)
-            self.ops.append((op.name, op.parameters, op.doc, op.signature, op.symbol, op.kind, tuple(sorted(op.variadic))))
+            self.ops.append(
+                (op.name, op.parameters, op.doc, op.signature, op.symbol, op.kind, tuple(sorted(op.variadic)))
+            )
         return number
 
     def _input(self, given: Any) -> Any:
@@ -164,7 +166,9 @@ class _Gone:
         self._name = name
 
     def __call__(self, *_: Any, **__: Any) -> Any:
-        raise TraceError(f"op {self._name!r} comes from a loaded graph, which holds no code; record it again to call it")
+        raise TraceError(
+            f"op {self._name!r} comes from a loaded graph, which holds no code; record it again to call it"
+        )
 
 
 def _fill(node: Node[Any], row: Any, nodes: list[Node[Any]], children: list[Child[Any]]) -> None:
@@ -294,7 +298,9 @@ def from_json(text: str) -> Graph:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise TraceError("the text holds no graph; give what Graph.to_json returned") from error
     if newer:
-        raise TraceError(f"the graph has format {columns['format']!r}, newer than {FORMAT}; upgrade trace-opt-framework")
+        raise TraceError(
+            f"the graph has format {columns['format']!r}, newer than {FORMAT}; upgrade trace-opt-framework"
+        )
     try:
         columns["values"] = decode(columns["values"])
         columns["nodes"] = [_decode_row(row) for row in columns["nodes"]]

@@ -134,9 +134,7 @@ class Graph:
         used = bytearray(len(layout.order))
         for parent in layout.parents:
             used[parent] = 1
-        leaves = tuple(
-            node for node in layout.order if not used[node.index] and node.kind in ("op", "error", "output")
-        )
+        leaves = tuple(node for node in layout.order if not used[node.index] and node.kind in ("op", "error", "output"))
         op = ERROR if type(value) is Failure else OUTPUT_OF_LEAVES
         tip = self._tip if self.frame is None else self.frame.control()
         return self._add_output(Node(op, value, (Nested(leaves, leaves),), (), tip))

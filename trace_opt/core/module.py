@@ -115,7 +115,9 @@ class Module:
         known = self.named_parameters()
         if set(state) != set(known):
             missing, unknown = sorted(set(known) - set(state)), sorted(set(state) - set(known))
-            raise ValueError(f"the state lacks {missing!r} and has unknown {unknown!r}; pass what state_dict() returned")
+            raise ValueError(
+                f"the state lacks {missing!r} and has unknown {unknown!r}; pass what state_dict() returned"
+            )
         checked = {name: parameter.check(state[name]) for name, parameter in known.items()}
         for name, parameter in known.items():
             parameter.value = checked[name]

@@ -185,7 +185,8 @@ class Node(Generic[T]):
     def __repr__(self) -> str:
         from trace_opt.core.parameter import short
 
-        return f"<{self.kind} {self.op.name} = {short(self.value)}>"
+        value = str(self.value) if type(self.value) is Failure else short(self.value)
+        return f"<{self.kind} {self.op.name} = {value}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         from trace_opt.core.columns import reduce_node

@@ -50,7 +50,7 @@ OUTPUT = Op("output", identity, ("value",), kind="output")
 
 DECISIONS: dict[str, Op] = {
     name: Op(name, identity, ("value",), kind="decision")
-    for name in ("bool", "len", "int", "float", "complex", "index", "hash", "iter", "repr", "plain", "array", "path")
+    for name in ("bool", "len", "int", "float", "complex", "index", "hash", "iter", "plain", "array", "path")
 }
 """Ways of reading a concrete value in the workflow."""
 
@@ -93,7 +93,9 @@ def method_op(name: str) -> Op:
 
 def function_op(name: str, fn: Callable[..., Any]) -> Op:
     """The op that calls a library's function on results (numpy, torch)."""
-    return Op(name, lambda args, kwargs: fn(*args, **kwargs), ("args", "kwargs"), variadic=frozenset({"args", "kwargs"}))
+    return Op(
+        name, lambda args, kwargs: fn(*args, **kwargs), ("args", "kwargs"), variadic=frozenset({"args", "kwargs"})
+    )
 
 
 def _shared(name: str, fn: Callable[..., Any], *, method: bool) -> Op:

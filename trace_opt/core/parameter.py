@@ -208,9 +208,7 @@ class Parameter(Generic[T]):
                 raise ValueError(f"parameter {name!r} got {short(value)}; give a Demonstrations(...)")
             return value
         if not is_tensor(value) or tuple(value.shape) != tuple(current.shape):
-            raise ValueError(
-                f"parameter {name!r} got {short(value)}; give a tensor of shape {tuple(current.shape)!r}"
-            )
+            raise ValueError(f"parameter {name!r} got {short(value)}; give a tensor of shape {tuple(current.shape)!r}")
         return value
 
     def _check_annotated(self, name: str | None, value: Any) -> T:

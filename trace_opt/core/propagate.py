@@ -146,9 +146,7 @@ class _Reach:
     def _written(self, path: list[int], inside: bytearray | set[int]) -> Union:
         order, parents, offsets = self.layout.order, self.layout.parents, self.layout.offsets
         is_inside = inside.__contains__ if isinstance(inside, set) else inside.__getitem__
-        context = {
-            parents[j] for i in path for j in range(offsets[i], offsets[i + 1]) if not is_inside(parents[j])
-        }
+        context = {parents[j] for i in path for j in range(offsets[i], offsets[i + 1]) if not is_inside(parents[j])}
         return Union(tuple(order[i] for i in path), tuple(order[i] for i in sorted(context)))
 
 

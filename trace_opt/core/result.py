@@ -48,10 +48,16 @@ class Result:
     _trace_graph: Any
 
 
-class StandIn(Result):
-    """A result whose value is no torch tensor (for those see core/tensors.py)."""
+class Blank(Result):
+    """A result before it is given its class: with no `__setattr__` of its own, filling it costs half as much."""
 
     __slots__ = ("_trace_graph", "_trace_node")
+
+
+class StandIn(Blank):
+    """A result whose value is no torch tensor (for those see core/tensors.py)."""
+
+    __slots__ = ()
 
     @property
     def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride] # isinstance is to see the value's class
@@ -91,12 +97,8 @@ class StandIn(Result):
         return decision(self, "bool", bool)
 
     def __repr__(self) -> str:
-        frame = working(self)
-        value = self._trace_node.value
-        text = repr(value)
-        if frame is not None:
-            frame.mine().decide(DECISIONS["repr"], (self._trace_node,), value)
-        return text
+        # debuggers, logs and the standard library ask for it at any time, so it neither raises nor records
+        return repr(self._trace_node.value)
 
     def __str__(self) -> str:
         return str(textual(self))
@@ -125,11 +127,6 @@ class StandIn(Result):
         return apply(function_op(func.__name__, func), (tuple(args), dict(kwargs or {})))
 
 
-_set_node: Callable[[Any, Any], None] = StandIn._trace_node.__set__  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType, reportAttributeAccessIssue]
-_set_graph: Callable[[Any, Any], None] = StandIn._trace_graph.__set__  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType, reportAttributeAccessIssue]
-_new = object.__new__
-
-
 class Method:
     """A method of a result's value, recorded when it is called."""
 
@@ -152,7 +149,7 @@ class Method:
 def working(result: Result) -> Frame | None:
     """The frame of the workflow that is recording `result`, or None where it counts as its plain value."""
     frame = _get_frame()
-    if frame is None or frame.body is None or frame.graph is not result._trace_graph:
+    if frame is None or frame.inside or frame.graph is not result._trace_graph:
         return None
     return frame
 
@@ -171,7 +168,7 @@ def bare(value: Any) -> Any:
         if graph.open and not NO_TRACE.get():
             fault(graph, f"a result of {node.op.name!r} left its recording, into a thread or callback that does not "
                   "record; pass the function through carry(...) where the thread is started")  # fmt: skip
-    elif frame.body is None and frame.graph is graph:
+    elif frame.inside and frame.graph is graph:
         frame.mine().log.append(node)
     return node.value
 
@@ -227,19 +224,22 @@ def wrap(frame: Frame, node: Node[Any]) -> Any:
 
             return wrap_tensor(frame, node)
         made = stand_in(kind)
-    result = _new(made)
-    _set_node(result, node)
-    _set_graph(result, frame.graph)
+    return fill(made, node, frame.graph)
+
+
+def fill(made: type[StandIn], node: Node[Any], graph: Any) -> Any:
+    """A result of the given stand-in class."""
+    result: Any = Blank()
+    result._trace_node = node
+    result._trace_graph = graph
+    result.__class__ = made
     return result
 
 
 def restore_result(graph: Any, index: int) -> Any:
     """Rebuild a result from its graph, for pickle."""
     node = graph.layout().order[index]
-    result = _new(stand_in(type(node.value)))
-    _set_node(result, node)
-    _set_graph(result, graph)
-    return result
+    return fill(stand_in(type(node.value)), node, graph)
 
 
 def record_value(frame: Frame, op: Op, inputs: tuple[Any, ...], value: Any) -> Any:
@@ -254,7 +254,7 @@ def apply(op: Op, given: tuple[Any, ...]) -> Any:
     from trace_opt.core.calls import call, loose
 
     frame = _get_frame()
-    if frame is None or frame.body is None:
+    if frame is None or frame.inside:
         return loose(op, given)
     return call(frame.mine(), op, given)
 
@@ -414,8 +414,11 @@ def stand_in(kind: type) -> type[StandIn]:
 
 STAND_INS: dict[type, type[StandIn]] = {}
 _local_stand_ins: WeakKeyDictionary[type, type[StandIn]] = WeakKeyDictionary()
-for _kind in sorted(ATOMIC - {type(None)}, key=lambda kind: kind.__name__):
+PLAIN_STAND_INS: frozenset[type] = frozenset(
     stand_in(_kind)
+    for _kind in (*sorted(ATOMIC - {type(None)}, key=lambda kind: kind.__name__), list, dict, tuple, set)
+)
+"""Stand-ins for the commonest classes, known to the wrappers that `trace` generates."""
 
 
 def node_in(frame: Frame, result: Any) -> Node[Any] | None:

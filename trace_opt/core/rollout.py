@@ -29,9 +29,7 @@ class Cost:
 
     def __add__(self, other: Cost) -> Cost:
         usd = None if self.usd is None or other.usd is None else self.usd + other.usd
-        return Cost(
-            self.calls + other.calls, self.tokens_in + other.tokens_in, self.tokens_out + other.tokens_out, usd
-        )
+        return Cost(self.calls + other.calls, self.tokens_in + other.tokens_in, self.tokens_out + other.tokens_out, usd)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

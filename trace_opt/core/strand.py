@@ -1,9 +1,10 @@
 """Who records where: one frame for each line of execution of a recording, and one for the bodies of its ops.
 
 A task or thread that meets a frame of another one forks a frame of its own, so nothing interleaves. Decisions are a
-chain along each line; the line that started others takes up their decisions in its own next step. Code that runs in an
-op's body has a body frame in its context, which logs reads instead of recording op calls; a context copied into a
-thread or task carries whichever of the two was in force when it was copied.
+chain along each line; the line that started others takes up their decisions in its own next step. While an op's body
+runs, its frame is `inside`: reads are logged and inner calls become children. A sync body cannot be interleaved on its
+own thread, so that is a flag and not a ContextVar (which would cost a fifth of an op call); an `async def` body gets a
+frame of its own.
 """
 
 from __future__ import annotations
@@ -75,8 +76,8 @@ class Frame:
     Attributes:
         graph: The recording.
         strand: Its nodes; `add` appends to them.
-        body: The frame that is in force while an op's body runs; None for such a frame itself.
-        log: Of a body frame: what the body read and called.
+        inside: Whether an op's body is running; always true of a frame made for one.
+        log: What the body that is running read and called.
         last: The latest decision.
         pending: Frames started from here with decisions not yet taken up.
         origin: The latest decision of the frame it was forked from, at that time.
@@ -85,7 +86,7 @@ class Frame:
     """
 
     __slots__ = (
-        "add", "body", "borrowed", "graph", "last", "log", "origin", "parent", "pending", "scope", "strand", "task",
+        "add", "borrowed", "graph", "inside", "last", "log", "origin", "parent", "pending", "scope", "strand", "task",
         "thread",
     )  # fmt: skip
 
@@ -107,13 +108,11 @@ class Frame:
         self.borrowed: list[tuple[Any, Any]] = []
         self.scope: str | None = None
         self.log: list[Node[Any]] = [] if log is None else log
-        self.body: Frame | None = None
+        self.inside = strand is None
         self.strand = strand
         if strand is not None:
             self.add = strand.nodes.append
             graph.strands.append(strand)
-            self.body = Frame(graph, log=[])
-            self.body.thread, self.body.task = self.thread, self.task
 
     def foreign(self) -> bool:
         """Whether the running task is another than this frame's; asked only where an event loop runs."""
@@ -123,13 +122,15 @@ class Frame:
         """This frame, or a fork of it that is put in force where another thread or task is running."""
         if self.thread == get_ident() and (running_loop() is None or not self.foreign()):
             return self
-        forked = self.fork()
+        # a thread that a task started was started by the workflow: the task's own sync bodies cannot wait for threads
+        elsewhere = self.task is not None and self.thread != get_ident()
+        forked = self.fork(inside=self.strand is None or (self.inside and not elsewhere))
         FRAME.set(forked)
         return forked
 
-    def fork(self) -> Frame:
-        """A frame for a line of execution that starts here."""
-        if self.strand is None:
+    def fork(self, *, inside: bool) -> Frame:
+        """A frame for a line of execution that starts here, inside the running body or in the workflow."""
+        if inside or self.strand is None:
             return Frame(self.graph, parent=self, log=Log(self.log))
         forked = Frame(self.graph, strand=Strand(self.strand, len(self.strand.nodes)), parent=self)
         forked.last = forked.origin = self.last
@@ -176,7 +177,7 @@ class Frame:
         """A parameter's value as code here is to see it: plain in a body, a recorded result in the workflow."""
         frame = self.mine()
         node = frame.graph.parameter_node(parameter)
-        if frame.body is None:
+        if frame.inside:
             frame.log.append(node)
             return node.value
         from trace_opt.core.result import wrap
@@ -184,7 +185,7 @@ class Frame:
         return wrap(frame, node)
 
     def settle(self, start: int) -> tuple[Node[Any], ...]:
-        """Take the log from `start` on: reads once each, inner calls in order. Of a body frame."""
+        """Take the log from `start` on: reads once each, inner calls in order."""
         trail = tuple(dict.fromkeys(self.log[start:]))
         del self.log[start:]
         return trail

@@ -84,7 +84,11 @@ def _dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if name in ("__get__", "__set__", "__delete__"):
         prop: str = getattr(func.__self__, "__name__", "")
         return _attribute(func, prop, name, args)
-    if owner is not None and (name in _CHANGES or (name.endswith("_") and not name.endswith("__"))) and args[0] is owner:
+    if (
+        owner is not None
+        and (name in _CHANGES or (name.endswith("_") and not name.endswith("__")))
+        and args[0] is owner
+    ):
         changeable(owner, f"calling .{name}()")
         return func(*_bare_all(args), **_bare_all(kwargs))
     if owner is not None and name in _READS:

@@ -21,7 +21,7 @@ from trace_opt.core.context import FRAME, STATE, RolloutState
 from trace_opt.core.graph import Graph
 from trace_opt.core.node import ATOMIC, Node, Op
 from trace_opt.core.operators import DECISIONS
-from trace_opt.core.result import STAND_INS, Result, StandIn, wrap
+from trace_opt.core.result import PLAIN_STAND_INS, STAND_INS, Blank, Result, wrap
 from trace_opt.core.strand import NO_TRACE, Frame, Strand, blames_candidate, failure_of, running_loop
 from trace_opt.errors import OpError, TraceError
 
@@ -129,13 +129,13 @@ class _Wrapper:
             f"_t_d{i}": p.default for i, p in enumerate(self.parameters) if p.default is not inspect.Parameter.empty
         }
         return {
-            "_t_fn": self.fn, "_t_op": self.op, "_t_get": FRAME.get, "_t_set": FRAME.set, "_t_reset": FRAME.reset,
+            "_t_fn": self.fn, "_t_op": self.op, "_t_get": FRAME.get, 
             "_t_ident": get_ident, "_t_loop": running_loop, "_t_process": _Process, "_t_atomic": ATOMIC,
             "_t_bare": calls.bare_all, "_t_take": calls.take, "_t_nested": calls.nested, "_t_settled": calls.settled,
             "_t_check": calls.check_borrowed, "_t_clock": perf_counter, "_t_node": Node, "_t_wrap": wrap,
-            "_t_stand_in": STAND_INS.get, "_t_new": object.__new__, "_t_acall": calls.acall, "_t_stream": _stream,
+            "_t_stand_in": STAND_INS.get, "_t_plain": PLAIN_STAND_INS, "_t_new": object.__new__, "_t_acall": calls.acall, "_t_stream": _stream,
             "_t_inline": _inline, "_t_max_items": self.max_items, "_t_scoped": calls.scoped,
-            "_t_set_node": StandIn._trace_node.__set__, "_t_set_graph": StandIn._trace_graph.__set__,
+            "_t_blank": Blank,
             **defaults,
         }  # fmt: skip
 
@@ -185,38 +185,47 @@ class _Wrapper:
         takes: list[str] = []
         for i, name in enumerate(self.taken):
             takes += [
-                f"    if type({name}) in _t_atomic: _t_n{i} = {name}",
+                f"    _t_k = type({name})",
+                f"    if _t_k in _t_atomic: _t_n{i} = {name}",
+                f"    elif _t_k in _t_plain and {name}._trace_graph is _t_g:",
+                f"        _t_n{i} = {name}._trace_node; {name} = _t_n{i}.value",
                 f"    else: {name}, _t_n{i} = _t_take(_t_f, {name})",
             ]
         inputs = "(" + "".join(f"_t_n{i}, " for i in range(len(self.taken))) + ")"
-        # written out instead of a call of calls.call: a function call more per op call is a quarter of its cost
+        # written out instead of calling calls.call and Node(): each function call is a tenth of an op call's cost
         lines = [
             *self._outside(f"_t_fn({self._call()})"),
             "    if _t_f.thread != _t_ident() or _t_loop() is not None: _t_f = _t_f.mine()",
-            "    _t_b = _t_f.body",
-            f"    if _t_b is None: return _t_nested(_t_f, _t_op, {self._given()}, {self._invoke()})",
+            f"    if _t_f.inside: return _t_nested(_t_f, _t_op, {self._given()}, {self._invoke()})",
+            "    _t_g = _t_f.graph",
             *takes,
-            "    _t_token = _t_set(_t_b)",
+            "    _t_f.inside = True",
             "    _t_start = _t_clock()",
             "    try:",
             f"        _t_value = _t_fn({self._call()})",
-            "        if type(_t_value) not in _t_atomic: _t_value = _t_settled(_t_f.graph, _t_value)",
+            "        if type(_t_value) not in _t_atomic: _t_value = _t_settled(_t_g, _t_value)",
             "        if _t_f.borrowed: _t_check(_t_f, _t_op)",
             "    except BaseException as _t_error:",
-            "        _t_reset(_t_token)",
+            "        _t_f.inside = False",
             "        _t_f.borrowed.clear()",
-            f"        _t_f.fail(_t_scoped(_t_f, _t_op), {inputs}, _t_b.settle(0), _t_error)",
+            f"        _t_f.fail(_t_scoped(_t_f, _t_op), {inputs}, _t_f.settle(0), _t_error)",
             "        raise",
-            "    _t_seconds = _t_clock() - _t_start",
-            "    _t_reset(_t_token)",
-            f"    _t_made = _t_node(_t_op if _t_f.scope is None else _t_op.within(_t_f.scope), _t_value, {inputs},",
-            "        _t_b.settle(0) if _t_b.log else (), _t_f.control() if _t_f.pending else _t_f.last, _t_seconds)",
+            "    _t_f.inside = False",
+            "    _t_made = _t_new(_t_node)",
+            "    _t_made.seconds = _t_clock() - _t_start",
+            "    _t_made.op = _t_op if _t_f.scope is None else _t_op.within(_t_f.scope)",
+            "    _t_made.value = _t_value",
+            f"    _t_made.inputs = {inputs}",
+            "    _t_made.trail = _t_f.settle(0) if _t_f.log else ()",
+            "    _t_made.control = _t_f.control() if _t_f.pending else _t_f.last",
+            "    _t_made.index = -1",
             "    _t_f.add(_t_made)",
             "    _t_class = _t_stand_in(type(_t_value))",
             "    if _t_class is None: return _t_wrap(_t_f, _t_made)",
-            "    _t_result = _t_new(_t_class)",
-            "    _t_set_node(_t_result, _t_made)",
-            "    _t_set_graph(_t_result, _t_f.graph)",
+            "    _t_result = _t_blank()",
+            "    _t_result._trace_node = _t_made",
+            "    _t_result._trace_graph = _t_g",
+            "    _t_result.__class__ = _t_class",
             "    return _t_result",
         ]
         return "\n".join(lines) + "\n"
@@ -241,7 +250,7 @@ class _Wrapper:
         lines = [
             *self._outside(f"{wait}_t_fn({self._call()})"),
             "    _t_f = _t_f.mine()",
-            "    if _t_f.body is None:",
+            "    if _t_f.inside:",
             f"        return {wait}{nested}(_t_f, _t_op, {self._given()}, {self._invoke()})",
             "    with _t_inline(_t_f, _t_op.name):",
             f"        return {wait}_t_fn({self._call()})",
@@ -274,7 +283,7 @@ def _inline(frame: Frame, name: str) -> Iterator[None]:
 def _stream(frame: Frame, op: Op, given: tuple[Any, ...], invoke: calls.Invoke, max_items: int) -> Any:
     """What a generator op gives: the plain generator in a body, in the workflow a stream that records when drained."""
     is_async = inspect.isasyncgenfunction(op.fn)
-    if frame.body is None:
+    if frame.inside:
         return invoke(tuple(calls.bare_all(x) for x in given))
     if is_async:
 
@@ -283,9 +292,7 @@ def _stream(frame: Frame, op: Op, given: tuple[Any, ...], invoke: calls.Invoke, 
 
         return calls.AsyncStream(lambda: calls.acall(frame.mine(), op, given, adrain))
     return calls.Stream(
-        lambda: calls.call(
-            frame.mine(), op, given, lambda plain: calls.drained(frame.graph, invoke(plain), max_items)
-        )
+        lambda: calls.call(frame.mine(), op, given, lambda plain: calls.drained(frame.graph, invoke(plain), max_items))
     )
 
 
@@ -305,9 +312,7 @@ class record:  # noqa: N801 # reads as a verb: `with record() as graph`
             candidate is to blame for.
     """
 
-    def __init__(
-        self, values: dict[str, Any] | None = None, seed: int | None = None, *, grad: bool = True
-    ) -> None:
+    def __init__(self, values: dict[str, Any] | None = None, seed: int | None = None, *, grad: bool = True) -> None:
         self._state = RolloutState(values, seed, grad=grad)
 
     def __enter__(self) -> Graph:
@@ -358,17 +363,18 @@ def carry(fn: F) -> F:
         return fn
     context = copy_context()
     home = frame.mine()
+    inside = home.inside
 
     @functools.wraps(fn)
     def carried(*args: Any, **kwargs: Any) -> Any:
         # a context may run in one thread at a time, so each call gets a copy
-        return context.copy().run(_run_forked, home, fn, args, kwargs)
+        return context.copy().run(_run_forked, home, inside, fn, args, kwargs)
 
     return cast("F", carried)
 
 
-def _run_forked(home: Frame, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    FRAME.set(home.fork())
+def _run_forked(home: Frame, inside: bool, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: FBT001 # internal
+    FRAME.set(home.fork(inside=inside) if home.graph.open else None)
     return fn(*args, **kwargs)
 
 
@@ -398,7 +404,7 @@ def op_of(fn: Callable[..., Any]) -> Op:
 def plain(value: T) -> T:
     """The bare value of a result, also within containers; in the workflow that is a decision."""
     frame = FRAME.get()
-    if frame is not None and frame.body is not None:
+    if frame is not None and not frame.inside:
         frame = frame.mine()
         bare, recorded = calls.take(frame, value)
         frame.borrowed.clear()

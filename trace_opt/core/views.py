@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
-from trace_opt.core.node import Nested, Node
+from trace_opt.core.node import Failure, Nested, Node
 from trace_opt.core.parameter import is_tensor
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def brief(value: Any, width: int = _WIDTH) -> str:
         characters = sum(len(str(item["content"])) for item in value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
         return f"{len(value)} messages of {characters} characters"  # pyright: ignore[reportUnknownArgumentType]
     try:
-        text = " ".join(repr(value).split())
+        text = " ".join((str(value) if isinstance(value, Failure) else repr(value)).split())
     except Exception as error:  # noqa: BLE001 # a hostile repr must not break the picture
         text = f"({type(value).__name__}: its repr raised {type(error).__name__})"
     if len(text) <= width:
@@ -157,7 +157,9 @@ def _svg(nodes: Sequence[Node[Any]], names: Any, left_out: str) -> str:
     place = _placer(depth, column)
     width = max(widths.values(), default=1) * _COLUMN + 20
     height = (max(depth.values(), default=0) + 1) * _ROW + 40
-    lines = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="monospace" font-size="11">']
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="monospace" font-size="11">'
+    ]
     for parent, node, kind, _ in edges:
         (x1, y1), (x2, y2) = place(parent), place(node)
         dash = "" if kind == "argument" else ' stroke-dasharray="4 3"'
