@@ -105,7 +105,9 @@ def peer_microseconds() -> float:
         venv.create(folder, with_pip=True)
         python = str(Path(folder, "bin", "python"))
         subprocess.run([python, "-m", "pip", "install", "-q", "trace-opt==0.1.3.8"], check=True)
-        return float(subprocess.run([python, "-c", PEER], check=True, capture_output=True, text=True).stdout.split()[-1])
+        script = Path(folder, "peer.py")  # it reads the source of what it bundles, so it wants a file
+        script.write_text(PEER, encoding="utf-8")
+        return float(subprocess.run([python, str(script)], check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 def main() -> None:

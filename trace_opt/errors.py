@@ -8,6 +8,7 @@
     ├── BudgetError                 the budget cannot pay for what was asked
     ├── FeedbackError (ValueError)  a guide returned no finite score
     ├── GradientError               no gradient path leads from a loss to a tensor parameter
+    ├── ProblemError (ValueError)   a problem, its file, or an option of `optimize` makes no sense
     └── StoreError                  a run is missing, foreign, locked, changed, or from a newer version
 
 A failing candidate is data and is recorded; a user's mistake raises, before a model call is paid where possible.
@@ -16,7 +17,7 @@ A message says what happened, names the thing by its repr, and says what to do.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from trace_opt.core.graph import Graph
@@ -49,7 +50,7 @@ class OpError(TraceOptError):
         graph: The recording up to the failure.
     """
 
-    def __init__(self, message: str, *, node: Node, graph: Graph) -> None:
+    def __init__(self, message: str, *, node: Node[Any], graph: Graph) -> None:
         super().__init__(message)
         self.node = node
         self.graph = graph
@@ -98,6 +99,10 @@ class FeedbackError(TraceOptError, ValueError):
 
 class GradientError(TraceOptError):
     """No gradient path leads from a loss to a tensor parameter."""
+
+
+class ProblemError(TraceOptError, ValueError):
+    """A problem, its file, or an option of `optimize` makes no sense."""
 
 
 class StoreError(TraceOptError):

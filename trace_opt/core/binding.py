@@ -4,22 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import Any
 
+from trace_opt.core.node import is_a
 from trace_opt.errors import TraceError
-
-
-@lru_cache(maxsize=256)
-def _arguments(workflow: Callable[..., Any]) -> tuple[tuple[str, ...], frozenset[str], bool]:
-    """Argument names, the ones without a default, and whether any keyword is taken."""
-    try:
-        parameters = inspect.signature(workflow).parameters.values()
-    except (ValueError, TypeError):
-        return ("example",), frozenset(), False
-    named = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    needed = frozenset(p.name for p in named if p.default is p.empty)
-    return tuple(p.name for p in named), needed, any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 def bind(workflow: Callable[..., Any], example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -38,19 +26,31 @@ def bind(workflow: Callable[..., Any], example: Any) -> tuple[tuple[Any, ...], d
     Raises:
         TraceError: the mapping lacks an argument that the workflow needs.
     """
-    if not isinstance(example, Mapping):
+    if not is_a(example, Mapping):
         return (example,), {}
-    names, needed, any_keyword = _arguments(workflow)
-    keywords: dict[str, Any] = {str(key): value for key, value in example.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-    if "example" in names and "example" not in keywords:
-        keywords["example"] = example
-    bound = keywords if any_keyword else {name: keywords[name] for name in names if name in keywords}
-    missing = sorted(needed - set(bound))
+    try:
+        parameters = list(inspect.signature(workflow).parameters.values())
+    except (ValueError, TypeError):  # some builtins tell nothing about theirs
+        return (example,), {}
+    keywords = {str(key): value for key, value in example.items()}
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    if any(p.name == "example" for p in named):
+        keywords.setdefault("example", example)
+    missing = [p.name for p in named if p.default is p.empty and p.name not in keywords]
     if missing:
-        if len(names) == 1 and not any(name in keywords for name in names):
+        if len(named) == 1:
             return (example,), {}
         raise TraceError(
             f"an example has keys {sorted(keywords)!r} but the workflow needs {missing[0]!r}; add the key, or take "
             "the whole example through an argument called 'example'"
         )
-    return (), bound
+    positional: list[Any] = []
+    for p in named:
+        # Python fills these from the left only, so one left out leaves out those behind it
+        if p.kind is not p.POSITIONAL_ONLY or p.name not in keywords:
+            break
+        positional.append(keywords[p.name])
+    names = {p.name for p in named if p.kind is not p.POSITIONAL_ONLY}
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        names |= keywords.keys() - {p.name for p in named}
+    return tuple(positional), {name: value for name, value in keywords.items() if name in names}

@@ -1,164 +1,25 @@
-"""How an op call is recorded: arguments taken apart into plain values and inputs, the body run, the node kept.
+"""How an op call is recorded: arguments taken apart, the body run, the node kept.
 
-`trace` generates a wrapper with the common case of `call` written out (core/tracer.py); everything else comes here.
+`trace` generates a wrapper with the common case of `call` written out (core/wrapper.py); everything else comes here.
 """
 
 from __future__ import annotations
 
-import copy
+import inspect
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from time import perf_counter
-from types import GeneratorType
-from typing import Any, cast
+from types import CoroutineType, GeneratorType
+from typing import Any
 
+from trace_opt.core.arguments import AsyncStream, Stream, bare_all, check_borrowed, take
 from trace_opt.core.context import FRAME
-from trace_opt.core.node import ATOMIC, Nested, Node, Op
-from trace_opt.core.parameter import Parameter
-from trace_opt.core.result import Result, bare, fault, wrap
-from trace_opt.core.strand import Frame, blames_candidate, child_of, failure_of, keep
-from trace_opt.errors import TraceError
-
-_MAX_NESTING = 50  # containers nested deeper, or in themselves, are taken as they are
+from trace_opt.core.node import ATOMIC, Node, Op, class_of
+from trace_opt.core.result import fault, wrap
+from trace_opt.core.strand import Frame, blames_candidate, child_of, failure_of, here, keep
 
 Invoke = Callable[[tuple[Any, ...]], Any]
-
-
-def take(frame: Frame, given: Any) -> tuple[Any, Any]:
-    """Split an argument into the plain value that the body gets and the input that the recording keeps.
-
-    Results and Parameters are unwrapped, also within lists, tuples, sets, dicts and dataclasses; a container that
-    holds none is passed on as it is.
-    """
-    kind = type(given)
-    if kind in ATOMIC:
-        return given, given
-    if issubclass(kind, Result):
-        return _split(frame, given)
-    if kind is Parameter:
-        node = frame.graph.parameter_node(given)
-        return node.value, node
-    if kind is Stream:
-        return _split(frame, given.drained())
-    nodes: list[Node[Any]] = []
-    plain, recorded = _unpack(given, lambda item: take(frame, item), nodes, _MAX_NESTING)
-    if plain is given:
-        return given, keep(given)
-    frame.borrowed.append((plain, copy.copy(plain)))
-    return plain, Nested(recorded, tuple(nodes))
-
-
-def _split(frame: Frame, result: Any) -> tuple[Any, Any]:
-    if not issubclass(type(result), Result):
-        return result, result
-    node = result._trace_node
-    return (node.value, node) if result._trace_graph is frame.graph else (node.value, node.value)
-
-
-def bare_all(given: Any) -> Any:
-    """The plain value of anything, also within containers; what holds no result comes back as the same object."""
-    kind = type(given)
-    if kind in ATOMIC:
-        return given
-    if issubclass(kind, Result):
-        return bare(given)
-    if kind is Parameter:
-        return given.value
-    if kind is Stream:
-        return bare_all(given.drained())
-    return _unpack(given, lambda item: (plain := bare_all(item), plain), [], _MAX_NESTING)[0]
-
-
-def holds_results(given: Any) -> bool:
-    """Whether a value is a result, or a container with one in it."""
-    kind = type(given)
-    if kind in ATOMIC:
-        return False
-    if issubclass(kind, Result) or kind is Stream:
-        return True
-    found: list[bool] = []
-
-    def look(item: Any) -> tuple[Any, Any]:
-        if type(item) not in ATOMIC and holds_results(item):
-            found.append(True)
-        return item, item
-
-    _unpack(given, look, [], _MAX_NESTING)
-    return bool(found)
-
-
-def _unpack(given: Any, split: Callable[[Any], tuple[Any, Any]], nodes: list[Node[Any]], depth: int) -> tuple[Any, Any]:
-    """A container's items, split each; the container itself twice over where none changed."""
-    kind = type(given)
-    if kind is dict:
-        items = list(given.values())
-    elif kind in (list, tuple, set, frozenset) or (issubclass(kind, tuple) and hasattr(kind, "_fields")):
-        items = list(given)
-    elif hasattr(kind, "__dataclass_fields__"):
-        items = [getattr(given, name, None) for name in kind.__dataclass_fields__]
-    else:
-        return given, given
-    if depth <= 0 or ATOMIC.issuperset(map(type, items)):
-        return given, given
-    pairs = [_split_item(item, split, nodes, depth) for item in items]
-    if all(plain is item for (plain, _), item in zip(pairs, items, strict=True)):
-        return given, given
-    return _rebuilt(given, [plain for plain, _ in pairs]), _rebuilt(given, [recorded for _, recorded in pairs])
-
-
-def _split_item(
-    item: Any, split: Callable[[Any], tuple[Any, Any]], nodes: list[Node[Any]], depth: int
-) -> tuple[Any, Any]:
-    kind = type(item)
-    if kind in ATOMIC:
-        return item, item
-    if issubclass(kind, Result) or kind is Parameter or kind is Stream:
-        plain, recorded = split(item)
-        if isinstance(recorded, Node):
-            nodes.append(cast("Node[Any]", recorded))
-        return plain, recorded
-    return _unpack(item, split, nodes, depth - 1)
-
-
-def _rebuilt(given: Any, items: list[Any]) -> Any:
-    """A container like `given` with other items."""
-    kind = type(given)
-    if kind is dict:
-        return dict(zip(given, items, strict=True))
-    if kind in (list, tuple, set, frozenset):
-        try:
-            return kind(items)
-        except TypeError:  # nodes of unhashable values cannot stand in a set
-            return tuple(items)
-    if issubclass(kind, tuple):
-        return kind._make(items)
-    made = copy.copy(given)
-    for name, item in zip(kind.__dataclass_fields__, items, strict=True):
-        object.__setattr__(made, name, item)  # frozen dataclasses too, and __post_init__ is not run again
-    return made
-
-
-def check_borrowed(frame: Frame, op: Op) -> None:
-    """Refuse a body that changed a plain copy it was handed: the change would be lost in the caller's container.
-
-    Raises:
-        TraceError: it did.
-    """
-    borrowed, frame.borrowed = frame.borrowed, []
-    for given, before in borrowed:
-        if type(given) in (list, dict, set) and not _unchanged(given, before):
-            fault(frame.graph, f"op {op.name!r} changed an argument in place that holds recorded results; return the "
-                  "changed value instead")  # fmt: skip
-
-
-def _unchanged(given: Any, before: Any) -> bool:
-    if len(given) != len(before):
-        return False
-    if type(given) is dict:
-        return all(key in before and before[key] is value for key, value in given.items())
-    if type(given) is set:
-        return given == before
-    return all(a is b for a, b in zip(given, before, strict=True))
+DEFAULT_MAX_ITEMS = 10_000
 
 
 def call(frame: Frame, op: Op, given: tuple[Any, ...], invoke: Invoke | None = None) -> Any:
@@ -212,15 +73,16 @@ def scoped(frame: Frame, op: Op) -> Op:
 
 def settled(graph: Any, value: Any) -> Any:
     """What an op's body returned, without results in it and with a generator drained. Called in the body's frame."""
-    kind = type(value)
+    kind = class_of(value)
     if kind in ATOMIC:
         return value
     if kind is GeneratorType:
-        return drained(graph, cast("Any", value), DEFAULT_MAX_ITEMS)
+        return drained(graph, value, DEFAULT_MAX_ITEMS)
+    if kind is CoroutineType:
+        value.close()
+        fault(graph, f"an op that is no async function returned the coroutine {value.__qualname__!r}; make the op an "
+              "async def that awaits it")  # fmt: skip
     return bare_all(value)
-
-
-DEFAULT_MAX_ITEMS = 10_000
 
 
 def drained(graph: Any, items: Any, max_items: int) -> list[Any]:
@@ -259,16 +121,17 @@ def loose(op: Op, given: tuple[Any, ...]) -> Any:
 
 def nested(frame: Frame, op: Op, given: tuple[Any, ...], invoke: Invoke) -> Any:
     """Run an op called in another op's body: the plain value, and a child of the caller."""
-    frame = frame.mine()
     plain = tuple(x if type(x) in ATOMIC else bare_all(x) for x in given)
     mark, start = len(frame.log), perf_counter()
     inputs = tuple(keep(x) for x in plain)
     try:
         value = invoke(plain)
-        value = value if type(value) is GeneratorType else bare_all(value)
+        value = value if class_of(value) is GeneratorType else bare_all(value)
     except BaseException as error:
         if blames_candidate(error):
             child_of(op, failure_of(error), inputs, frame, mark, perf_counter() - start)
+        else:
+            frame.graph.note_fault(error)
         raise
     child_of(op, value, inputs, frame, mark, perf_counter() - start)
     return value
@@ -276,7 +139,6 @@ def nested(frame: Frame, op: Op, given: tuple[Any, ...], invoke: Invoke) -> Any:
 
 async def acall(frame: Frame, op: Op, given: tuple[Any, ...], invoke: Callable[[tuple[Any, ...]], Coroutine[Any, Any, Any]]) -> Any:  # fmt: skip
     """Record one call of an `async def` op, in the workflow or in a body."""
-    frame = frame.mine()
     if frame.inside:
         return await _anested(frame, op, given, invoke)
     taken = [take(frame, x) for x in given]
@@ -308,8 +170,9 @@ async def _anested(frame: Frame, op: Op, given: tuple[Any, ...], invoke: Callabl
     except BaseException as error:
         _leave(token)
         if blames_candidate(error):
-            value = failure_of(error)
-            _hand_over(frame, inner, op, value, inputs, perf_counter() - start)
+            _hand_over(frame, inner, op, failure_of(error), inputs, perf_counter() - start)
+        else:
+            frame.graph.note_fault(error)
         raise
     _leave(token)
     _hand_over(frame, inner, op, value, inputs, perf_counter() - start)
@@ -317,9 +180,7 @@ async def _anested(frame: Frame, op: Op, given: tuple[Any, ...], invoke: Callabl
 
 
 def _hand_over(frame: Frame, inner: Frame, op: Op, value: Any, inputs: tuple[Any, ...], seconds: float) -> None:
-    mark = len(inner.log)
     child_of(op, value, inputs, inner, 0, seconds)
-    del mark
     for node in inner.log:
         frame.log.append(node)
 
@@ -330,79 +191,30 @@ def _leave(token: Any) -> None:
         FRAME.reset(token)
 
 
-class Stream:
-    """What a generator op hands to the workflow: drained and recorded as one list when it is first iterated."""
+def stream(frame: Frame, op: Op, given: tuple[Any, ...], invoke: Invoke, max_items: int) -> Any:
+    """What a generator op gives: the plain generator in a body, in the workflow a stream that records when drained."""
+    if frame.inside:
+        return invoke(tuple(bare_all(x) for x in given))
+    if not inspect.isasyncgenfunction(op.fn):
+        return Stream(lambda: _drain(op, given, invoke, max_items))
 
-    __slots__ = ("_drain", "_items", "_result")
+    async def drain() -> Any:
+        now = here()
+        if now is None:
+            return [item async for item in invoke(tuple(bare_all(x) for x in given))]
 
-    def __init__(self, drain: Callable[[], Any]) -> None:
-        self._drain: Callable[[], Any] | None = drain
-        self._result: Any = None
-        self._items: Any = None
+        async def items(plain: tuple[Any, ...]) -> list[Any]:
+            return await adrained(now.graph, invoke(plain), max_items)
 
-    def drained(self) -> Any:
-        """The recorded list."""
-        if self._drain is not None:
-            drain, self._drain = self._drain, None
-            self._result = drain()
-        return self._result
+        return await acall(now, op, given, items)
 
-    def __iter__(self) -> Stream:
-        return self
-
-    def __next__(self) -> Any:
-        if self._items is None:
-            self._items = iter(self.drained())
-        return next(self._items)
+    return AsyncStream(drain)
 
 
-class AsyncStream:
-    """What an async generator op hands to the workflow, as `Stream`."""
-
-    __slots__ = ("_drain", "_items")
-
-    def __init__(self, drain: Callable[[], Coroutine[Any, Any, Any]]) -> None:
-        self._drain = drain
-        self._items: Any = None
-
-    def __aiter__(self) -> AsyncStream:
-        return self
-
-    async def __anext__(self) -> Any:
-        if self._items is None:
-            self._items = iter(await self._drain())
-        try:
-            return next(self._items)
-        except StopIteration:
-            raise StopAsyncIteration from None
-
-
-def output_parts(graph: Any, value: Any) -> tuple[Any, Any]:
-    """An output's plain value, and its node, the nodes in it, or None where it holds none.
-
-    Raises:
-        TraceError: it holds a result of another recording.
-    """
-    kind = type(value)
-    if kind in ATOMIC:
-        return value, None
-    if kind is Stream:
-        value = value.drained()
-        kind = type(value)
-
-    def split(item: Any) -> tuple[Any, Any]:
-        if type(item) is Parameter:
-            node = graph.parameter_node(item)
-            return node.value, node
-        if type(item) is Stream:
-            item = item.drained()
-        if item._trace_graph is not graph:
-            name = item._trace_node.op.name
-            raise TraceError(f"the output holds a result of {name!r} from another recording; give feedback to its own")
-        return item._trace_node.value, item._trace_node
-
-    if issubclass(kind, Result) or kind is Parameter:
-        return split(value)
-    nodes: list[Node[Any]] = []
-    plain, recorded = _unpack(value, split, nodes, _MAX_NESTING)
-    return plain, (Nested(recorded, tuple(nodes)) if nodes else None)
+def _drain(op: Op, given: tuple[Any, ...], invoke: Invoke, max_items: int) -> Any:
+    """All items of a stream, recorded where the code that asks for them is."""
+    frame = here()
+    if frame is None:
+        return list(invoke(tuple(bare_all(x) for x in given)))
+    run = nested if frame.inside else call
+    return run(frame, op, given, lambda plain: drained(frame.graph, invoke(plain), max_items))

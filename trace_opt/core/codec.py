@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from trace_opt.core.node import class_of, is_a
 from trace_opt.core.parameter import Demonstrations, Parameter, is_tensor
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def _encode_text(text: str) -> Any:
 
 
 def _encode_other(value: Any, inner: Callable[[Any], Any]) -> Any:
-    kind = type(value)
+    kind = class_of(value)
     if kind is list:
         return [inner(item) for item in value]
     if kind is dict:
@@ -90,16 +91,16 @@ def _printable(text: str) -> str:
 
 def decode(data: Any) -> Any:
     """The value of what `encode` gave. A value kept as its repr comes back as `Unrestored`."""
-    if isinstance(data, list):
-        return [decode(item) for item in data]  # pyright: ignore[reportUnknownVariableType]
-    if not isinstance(data, dict):
+    if is_a(data, list):
+        return [decode(item) for item in data]
+    if not is_a(data, dict):
         return data
     if _TAG not in data:
-        return {key: decode(item) for key, item in data.items()}  # pyright: ignore[reportUnknownVariableType]
+        return {key: decode(item) for key, item in data.items()}
     tag: str = data[_TAG]
     if tag not in _DECODERS:
         raise ValueError(f"{tag!r} is no kind of value this version knows; upgrade trace-opt-framework")
-    return _DECODERS[tag](data)  # pyright: ignore[reportUnknownArgumentType]
+    return _DECODERS[tag](data)
 
 
 class Unrestored:
@@ -124,7 +125,9 @@ class Unrestored:
 def _encode_tensor(value: torch.Tensor) -> dict[str, Any]:
     import torch
 
-    data = value.detach().cpu().contiguous()
+    if value.layout is not torch.strided or value.is_quantized or value.is_meta:  # no plain bytes to keep
+        return described(value)
+    data = value.detach().resolve_conj().resolve_neg().cpu().contiguous()
     raw = data.reshape(-1).view(torch.uint8).numpy().tobytes() if data.numel() else b""
     return {
         _TAG: "tensor", "dtype": str(data.dtype).removeprefix("torch."), "shape": list(data.shape),

@@ -7,7 +7,7 @@ no global registry exists; dropping the frame frees everything it held.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,17 @@ if TYPE_CHECKING:
 FRAME: ContextVar[Frame | None] = ContextVar("trace_opt_frame", default=None)
 
 
+class Process:
+    """What this process has seen so far.
+
+    Attributes:
+        unwraps: Whether an op called outside a recording may be handed a result or a Parameter: until the first of
+            them exists, it need not look at its arguments.
+    """
+
+    unwraps = False
+
+
 class RolloutState:
     """The values, seed and random stream of the rollout that is running.
 
@@ -25,14 +36,16 @@ class RolloutState:
         values: The candidate's values by full parameter name; parameters not named keep their own value.
         seed: The rollout's seed, or None outside a seeded rollout.
         grad: Whether tensor parameters are handed out requiring grad.
+        calls: How often each sampled model call was made, so that the n-th identical one draws an answer of its own.
     """
 
-    __slots__ = ("_rng", "grad", "seed", "values")
+    __slots__ = ("_rng", "calls", "grad", "seed", "values")
 
     def __init__(self, values: Mapping[str, Any] | None = None, seed: int | None = None, *, grad: bool = True) -> None:
         self.values: dict[str, Any] = dict(values or {})
         self.seed = seed
         self.grad = grad
+        self.calls: dict[str, int] = {}
         self._rng: random.Random | None = None
 
     @property
@@ -56,7 +69,7 @@ def rollout() -> RolloutState:
 
 
 @contextmanager
-def in_force(values: Mapping[str, Any] | None = None, seed: int | None = None) -> Iterator[RolloutState]:
+def in_force(values: Mapping[str, Any] | None = None, seed: int | None = None) -> Generator[RolloutState]:
     """Run code unrecorded with a candidate's values in force, as a guide or a proposing optimizer does.
 
     Args:

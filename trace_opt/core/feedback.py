@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from trace_opt.errors import FeedbackError
 
@@ -70,7 +70,7 @@ class Feedback:
         if isinstance(given, str):
             return cls(text=given)
         if isinstance(given, (int, float, Mapping)):
-            return cls(score=given)  # pyright: ignore[reportUnknownArgumentType] # each entry is checked in __post_init__
+            return cls(score=cast("Any", given))  # each entry is checked in __post_init__
         item = getattr(given, "item", None)  # numpy and torch scalars
         if callable(item):
             return cls(score=item())  # pyright: ignore[reportArgumentType] # checked in __post_init__

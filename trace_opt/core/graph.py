@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from trace_opt.core.context import RolloutState
 from trace_opt.core.layout import Layout, lay_out
-from trace_opt.core.node import Failure, Nested, Node, Op, ParameterNode, identity
+from trace_opt.core.node import Failure, Nested, Node, Op, ParameterNode, identity, is_a
 from trace_opt.core.operators import OUTPUT
 from trace_opt.core.parameter import is_tensor
 from trace_opt.errors import TraceError
@@ -51,6 +51,7 @@ class Graph:
         self._tip: Node[Any] | None = None
         self._fault: BaseException | None = None
         self._layout: Layout | None = None
+        self._size = 0, 0, 0  # strands' nodes, parameters and outputs in that layout
         self._names: dict[Node[Any], str] | None = None
         self._networkx: nx.MultiDiGraph[str] | None = None
 
@@ -82,11 +83,11 @@ class Graph:
         if self.open and isinstance(error, Exception) and self._fault is None:
             self._fault = error
 
-    def close(self, tip: Node[Any] | None) -> BaseException | None:
-        """End the recording; gives the fault noted, if any."""
+    def close(self, frame: Frame | None = None) -> BaseException | None:
+        """End the recording made in `frame`; gives the fault noted, if any."""
         self.open = False
         self.frame = None
-        self._tip = tip
+        self._tip = None if frame is None else frame.control()
         fault, self._fault = self._fault, None
         return fault
 
@@ -113,11 +114,11 @@ class Graph:
         Raises:
             TraceError: a result belongs to another recording.
         """
-        from trace_opt.core.calls import output_parts
+        from trace_opt.core.arguments import output_parts
 
         tip = self._tip if self.frame is None else self.frame.control()
         plain, recorded = output_parts(self, value)
-        if isinstance(recorded, Node):
+        if is_a(recorded, Node):
             if tip is None or recorded.control is tip:
                 return recorded
             known = self._output_of.get(recorded)
@@ -153,15 +154,13 @@ class Graph:
 
     def layout(self) -> Layout:
         """Nodes in canonical order and their edges as flat arrays; kept until the recording grows."""
-        size = sum(len(strand.nodes) for strand in self.strands)
+        size = sum(len(strand.nodes) for strand in self.strands), len(self._parameters), len(self._outputs)
         laid = self._layout
-        count = 0 if laid is None else len(laid.order) - sum(p.index >= 0 for p in self._parameters.values())
-        if laid is None or count != size + len(self._outputs):
-            if laid is not None and size <= count < size + len(self._outputs):
-                laid.extend(self._outputs[count - size :])
-            else:
+        if laid is None or size != self._size:
+            # outputs stand last, so those that were added since can follow; anything else moves what is there
+            if laid is None or size[:2] != self._size[:2] or not laid.extend(self._outputs[self._size[2] :]):
                 laid = lay_out(self.strands, list(self._parameters.values()), self._outputs)
-            self._layout, self._names, self._networkx = laid, None, None
+            self._layout, self._size, self._names, self._networkx = laid, size, None, None
         return laid
 
     @property
@@ -224,7 +223,7 @@ class Graph:
                     (name, {"kind": node.kind, "op": node.op.name, "value": node.value}) for node, name in names.items()
                 )
                 # four-tuples: a three-tuple's key is tried as edge data first
-                made.add_edges_from(
+                cast("Any", made).add_edges_from(
                     (names[parent], name, key, {"kind": kind})
                     for node, name in names.items()
                     for parent, kind, key in node.parents()
@@ -232,7 +231,8 @@ class Graph:
             finally:
                 if collecting:
                     gc.enable()
-            self._networkx = nx.freeze(made)
+            self._networkx = cast("Any", nx).freeze(made)
+            return made
         return self._networkx
 
     # -- as data -----------------------------------------------------------------------------------------------------
@@ -281,6 +281,11 @@ class Graph:
 
         del include, exclude  # a notebook may name types; both are cheap, so it always gets both
         return mimebundle(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Graph:
+        from trace_opt.core.columns import deep_copy
+
+        return deep_copy(self, memo)
 
     def __reduce__(self) -> tuple[Any, ...]:
         from trace_opt.core.columns import columns_of, graph_from_columns

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, cast
 
-from trace_opt.core.node import ATOMIC, Child, Nested, Node, ParameterNode
+from trace_opt.core.node import ATOMIC, Child, Nested, Node, ParameterNode, class_of, is_a
 from trace_opt.core.strand import JOIN
 
 if TYPE_CHECKING:
@@ -34,13 +35,13 @@ class Layout:
         self.parents: list[int] = []
         self.offsets: list[int] = [0]
 
-    def extend(self, nodes: list[Node[Any]]) -> bool:
+    def extend(self, nodes: list[Node[Any]]) -> bool:  # noqa: C901 # a flat loop: a call for each input costs a third
         """Add nodes in this order; False where one has a parent that has not been added (nothing can be relied on)."""
         order, parents, offsets = self.order, self.parents, self.offsets
         start = len(parents)
         for node in nodes:
             for given in node.inputs:
-                kind = type(given)
+                kind = class_of(given)
                 if kind in ATOMIC:
                     continue
                 if kind is Node:
@@ -49,7 +50,7 @@ class Layout:
                     parents.append(given.index if given.index >= 0 else self._place(given, start))
                 elif kind is Nested:
                     for inner in given.nodes:
-                        parents.append(self._index_of(inner, start))  # noqa: PERF401 # _place grows the arrays meanwhile
+                        parents.append(self._index_of(inner, start))  # _place grows the arrays meanwhile
                     if node.op is JOIN:
                         parents[start:] = sorted(parents[start:])
             for read in node.trail:
@@ -66,9 +67,14 @@ class Layout:
             offsets.append(start)
         return True
 
+    def place(self, unused: Iterable[ParameterNode[Any]]) -> None:
+        """Add parameters whose values went into no node; one of them may be the output itself."""
+        for parameter in sorted(unused, key=lambda node: node.name):
+            self._place(parameter, len(self.parents))
+
     def _index_of(self, node: Node[Any], start: int) -> int:
-        if node.index < 0 and type(node) is ParameterNode:
-            return self._place(node, start)
+        if node.index < 0 and is_a(node, ParameterNode):
+            return self._place(cast("ParameterNode[Any]", node), start)
         return node.index
 
     def _place(self, node: ParameterNode[Any], start: int) -> int:
@@ -84,13 +90,17 @@ def lay_out(strands: list[Strand], parameters: list[ParameterNode[Any]], outputs
     for parameter in parameters:
         parameter.index = -1
     nodes = strands[0].nodes if len(strands) == 1 else _merged(strands)
+    for node in (*nodes, *outputs):
+        node.index = -1
     layout = Layout()
-    if not layout.extend(nodes) or not layout.extend(outputs):
-        nodes = _sorted_by_dependency([*nodes, *outputs])
+    if not layout.extend(nodes):
+        nodes = sorted_by_dependency(nodes)
         for node in (*nodes, *parameters):
             node.index = -1
         layout = Layout()
         layout.extend(nodes)
+    layout.place(parameter for parameter in parameters if parameter.index < 0)
+    layout.extend(outputs)
     return layout
 
 
@@ -108,8 +118,6 @@ def _merged(strands: list[Strand]) -> list[Node[Any]]:
         merged += strand.nodes[done:]
         if strand.parent is not None:
             started[strand.parent].append((strand.start, [_content(node) for node in merged], merged))
-    for node in merged:
-        node.index = -1
     return merged
 
 
@@ -122,12 +130,12 @@ def _content(node: Node[Any]) -> str:
 def _stable(value: Any) -> str:
     if type(value) in ATOMIC:
         return repr(value)[:1000]
-    if isinstance(value, (list, tuple)) and ATOMIC.issuperset(map(type, value)):  # pyright: ignore[reportUnknownArgumentType]
-        return repr(value)[:1000]  # pyright: ignore[reportUnknownArgumentType]
-    return type(value).__name__  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType]
+    if is_a(value, (list, tuple)) and ATOMIC.issuperset(map(type, value)):
+        return repr(value)[:1000]
+    return class_of(value).__name__
 
 
-def _sorted_by_dependency(nodes: list[Node[Any]]) -> list[Node[Any]]:
+def sorted_by_dependency(nodes: list[Node[Any]]) -> list[Node[Any]]:
     """Nodes after their parents, otherwise in the order given (Kahn's algorithm with a heap)."""
     place = {node: i for i, node in enumerate(nodes)}
     waiting = [0] * len(nodes)

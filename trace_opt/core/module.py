@@ -34,13 +34,22 @@ class Module:
             self._adopt(value)
 
     def _adopt(self, value: Any) -> None:
-        """Become the owner of parameters and Modules in a value that have none."""
+        """Become the owner of parameters and Modules in a value whose owner has let go of them or that have none."""
         for _, item in _members("", value):
+            owner: Module | None = item.owner if isinstance(item, Parameter) else item.__dict__.get("_owner")
+            if owner is not None and owner._path_of(item) is not None:
+                continue
             if isinstance(item, Parameter):
-                if item.owner is None and item is not self:
-                    item.owner = self
-            elif item.__dict__.get("_owner") is None and item is not self:
+                item.owner = self
+            elif all(item is not above for above in self._line()):  # a child that names its parent does not own it
                 object.__setattr__(item, "_owner", self)
+
+    def _line(self) -> Iterator[Module]:
+        """This Module, the one it belongs to, and so on."""
+        module: Module | None = self
+        while module is not None:
+            yield module
+            module = module.__dict__.get("_owner")
 
     def full_name(self, parameter: Parameter[Any]) -> str:
         """The full name of a parameter of this Module.
@@ -65,12 +74,14 @@ class Module:
 
     def _prefix(self) -> list[str]:
         parts: list[str] = []
-        module: Module = self
-        while (owner := module.__dict__.get("_owner")) is not None:
-            parts.append(module.__dict__.get("_own_name") or owner._path_of(module) or "module")
-            module = owner
-        own = module.__dict__.get("_own_name")
-        return [*([own] if own else []), *reversed(parts)]
+        for module in self._line():
+            own: str | None = module.__dict__.get("_own_name")
+            owner: Module | None = module.__dict__.get("_owner")
+            if own is None and owner is not None:
+                own = owner._path_of(module)
+            if own:
+                parts.append(own)
+        return parts[::-1]
 
     def _all(self) -> Iterator[Parameter[Any]]:
         seen: set[int] = {id(self)}
@@ -136,15 +147,15 @@ class Module:
         Raises:
             ValueError: the file is no such file, or its values do not fit.
         """
-        try:
-            data: Any = json.loads(Path(path).read_text("utf-8"))
-            stored = cast("dict[str, Any]", data["values"])
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{str(path)!r} holds no saved parameters; give a file that Module.save wrote") from error
         known = self.named_parameters()
-        self.load_state_dict(
-            {name: restore_value(known[name], value) if name in known else value for name, value in stored.items()}
-        )
+        try:
+            stored: dict[str, Any] = json.loads(Path(path).read_text("utf-8"))["values"]
+            state = {
+                name: restore_value(known[name], value) if name in known else value for name, value in stored.items()
+            }
+        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, LookupError, TypeError) as error:
+            raise ValueError(f"{str(path)!r} holds no saved parameters; give a file that Module.save wrote") from error
+        self.load_state_dict(state)
 
 
 def _members(path: str, value: Any) -> Iterator[tuple[str, Any]]:

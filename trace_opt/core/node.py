@@ -19,6 +19,11 @@ T = TypeVar("T")
 
 NodeKind = Literal["op", "parameter", "decision", "error", "output"]
 
+# Python's own functions, typed so that a value of unknown class stays Any whatever is asked about it
+class_of: Callable[[Any], type[Any]] = type
+is_a: Callable[[Any, Any], bool] = isinstance
+is_kind: Callable[[Any, Any], bool] = issubclass
+
 ATOMIC: frozenset[type] = frozenset({int, float, str, bytes, bool, complex, type(None)})
 """Classes whose values hold no other value: they are never looked into."""
 
@@ -166,7 +171,7 @@ class Node(Generic[T]):
     @property
     def children(self) -> tuple[Node[Any], ...]:
         """Op calls made in the body: values and timing, no part of the graph."""
-        return tuple(node for node in self.trail if type(node) is Child)
+        return tuple(node for node in self.trail if class_of(node) is Child)
 
     def parents(self) -> Iterator[tuple[Node[Any], str, str]]:
         """What it was made from: `(node, kind of edge, where the value went in)`."""
@@ -175,7 +180,7 @@ class Node(Generic[T]):
                 yield given, "argument", name
             elif type(given) is Nested:
                 # what *args and **kwargs hold is known by its own place, like any other argument
-                for node, path in _walk(given.items, name):
+                for node, path in walk(given.items, name):
                     yield node, "argument", path
         for node in self.reads:
             yield node, "read", "read"
@@ -231,17 +236,17 @@ def identity(value: Any) -> Any:
 PARAMETER = Op("parameter", identity, ())
 
 
-def _walk(items: Any, path: str) -> Iterator[tuple[Node[Any], str]]:
+def walk(items: Any, path: str) -> Iterator[tuple[Node[Any], str]]:
     """Every node in a container with the path that leads to it: `d['x'][0]`. Depth is bounded by `take`."""
     if isinstance(items, Node):
         yield items, path
-    elif isinstance(items, dict):
+    elif is_a(items, dict):
         for key, value in items.items():
-            yield from _walk(value, f"{path}[{key!r}]")
-    elif isinstance(items, (list, tuple, set, frozenset)):
+            yield from walk(value, f"{path}[{key!r}]")
+    elif is_a(items, (list, tuple, set, frozenset)):
         names = getattr(items, "_fields", None)
         for i, value in enumerate(items):
-            yield from _walk(value, f"{path}.{names[i]}" if names else f"{path}[{i}]")
+            yield from walk(value, f"{path}.{names[i]}" if names else f"{path}[{i}]")
     elif hasattr(items, "__dataclass_fields__"):
         for name in items.__dataclass_fields__:
-            yield from _walk(getattr(items, name, None), f"{path}.{name}")
+            yield from walk(getattr(items, name, None), f"{path}.{name}")

@@ -39,11 +39,16 @@ OPTIONAL_UNARY: dict[str, Op] = {
 }
 """Given to a stand-in only where the value's class has them, so that `isinstance(x, SupportsAbs)` tells the truth."""
 
+
+def _call(a: Any, args: Any, kwargs: Any) -> Any:
+    return a(*args, **kwargs)
+
+
 GETITEM = Op("getitem", operator.getitem, ("a", "b"), symbol="[]")
 GETATTR = Op("getattr", getattr, ("a", "name"), symbol=".")
-ITEM = Op("item", lambda a, i: a[i], ("a", "i"), doc="The i-th item of an iteration.")
+ITEM = Op("item", operator.getitem, ("a", "i"), doc="The i-th item of an iteration.")
 ROUND = Op("round", round, ("a", "ndigits"))
-CALL = Op("call", lambda a, args, kwargs: a(*args, **kwargs), ("a", "args", "kwargs"), variadic=frozenset({"args", "kwargs"}))  # fmt: skip
+CALL = Op("call", _call, ("a", "args", "kwargs"), variadic=frozenset({"args", "kwargs"}))
 COPY = Op("copy", copy.copy, ("a",))
 DEEPCOPY = Op("deepcopy", copy.deepcopy, ("a",))
 OUTPUT = Op("output", identity, ("value",), kind="output")
@@ -74,7 +79,7 @@ _OTHER_MUTATORS: dict[tuple[str, str], frozenset[str]] = {
     ("numpy", "ndarray"): frozenset({"sort", "fill", "put", "partition", "resize", "itemset", "setfield", "setflags"}),
 }  # fmt: skip
 
-_methods: dict[tuple[str, bool], Op] = {}
+_methods: dict[str, Op] = {}
 
 
 def mutates(kind: type, method: str) -> bool:
@@ -88,19 +93,21 @@ def mutates(kind: type, method: str) -> bool:
 
 def method_op(name: str) -> Op:
     """The op that calls a method of a value: made once for each name."""
-    return _shared(name, lambda a, args, kwargs: getattr(a, name)(*args, **kwargs), method=True)
+    found = _methods.get(name)
+    if found is None:
+
+        def call(a: Any, args: Any, kwargs: Any) -> Any:
+            return getattr(a, name)(*args, **kwargs)
+
+        made = Op(name, call, ("a", "args", "kwargs"), variadic=frozenset({"args", "kwargs"}))
+        found = _methods.setdefault(name, made)
+    return found
 
 
 def function_op(name: str, fn: Callable[..., Any]) -> Op:
     """The op that calls a library's function on results (numpy, torch)."""
-    return Op(
-        name, lambda args, kwargs: fn(*args, **kwargs), ("args", "kwargs"), variadic=frozenset({"args", "kwargs"})
-    )
 
+    def call(args: Any, kwargs: Any) -> Any:
+        return fn(*args, **kwargs)
 
-def _shared(name: str, fn: Callable[..., Any], *, method: bool) -> Op:
-    found = _methods.get((name, method))
-    if found is None:
-        found = Op(name, fn, ("a", "args", "kwargs"), variadic=frozenset({"args", "kwargs"}))
-        found = _methods.setdefault((name, method), found)
-    return found
+    return Op(name, call, ("args", "kwargs"), variadic=frozenset({"args", "kwargs"}))

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, cast
 
-from trace_opt.core.context import FRAME, STATE
+from trace_opt.core.context import FRAME, STATE, Process
+from trace_opt.core.node import class_of
 from trace_opt.errors import TraceError
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Parameter(Generic[T]):
         *,
         name: str | None = None,
         description: str = "",
-        type: Any = None,  # noqa: A002 # the field's word for it
+        type: Any = None,  # the field's word for it
         constraint: Constraint | None = None,
         choices: Sequence[T] | None = None,
         suggestions: Sequence[T] | None = None,
@@ -93,6 +94,7 @@ class Parameter(Generic[T]):
                 f"parameter {name!r} is created inside a workflow that is being recorded; create it once, outside the "
                 "workflow, so that every rollout shares it"
             )
+        Process.unwraps = True
         self._name = name
         self.owner: Any = None  # the Module whose attribute it is (core/module.py)
         self.description = description
@@ -129,7 +131,7 @@ class Parameter(Generic[T]):
     def value(self) -> T:
         """The value in force: the running candidate's, else the parameter's own (see the module's docstring)."""
         frame = FRAME.get()
-        if frame is not None:
+        if frame is not None and frame.graph.open:
             return frame.read(self)
         state = STATE.get()
         return self._value if state is None or not state.values else state.values.get(self.name, self._value)
@@ -192,20 +194,20 @@ class Parameter(Generic[T]):
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"parameter {name!r} got {value!r}; give a finite number")
         if self.type is None:
-            expected = type(current)
+            expected = class_of(current)
             fits = isinstance(value, expected) and (expected is bool or not isinstance(value, bool))
             if not fits and not (expected is float and type(value) is int):
                 raise ValueError(
                     f"parameter {name!r} got {short(value)} of type {type(value).__name__!r}; give a value of type "
                     f"{expected.__name__!r}, or declare type= when the parameter is made"
                 )
-            return value
+            return cast("T", value)
         return self._check_annotated(name, value)
 
     def _check_special(self, name: str | None, current: Any, value: Any) -> Any:
         if isinstance(current, Demonstrations):
             if not isinstance(value, Demonstrations):
-                raise ValueError(f"parameter {name!r} got {short(value)}; give a Demonstrations(...)")
+                raise ValueError(f"parameter {name!r} got {short(value)}; give a Demonstrations(...)")  # noqa: TRY004 # a value refused, like any other
             return value
         if not is_tensor(value) or tuple(value.shape) != tuple(current.shape):
             raise ValueError(f"parameter {name!r} got {short(value)}; give a tensor of shape {tuple(current.shape)!r}")

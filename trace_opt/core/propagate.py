@@ -95,12 +95,12 @@ class Slice:
 class _Reach:
     """What reaches one output: a mark for each node, shared by all slices of that output."""
 
-    __slots__ = ("_children", "graph", "layout", "mark", "output")
+    __slots__ = ("_children", "graph", "last", "layout", "mark")
 
     def __init__(self, graph: Graph, output: Node[Any]) -> None:
         self.graph = graph
-        self.output = output
         self.layout: Layout = graph.layout()
+        self.last = output.index
         self.mark = _marked(self.layout, output.index)
         self._children: list[list[int]] | None = None
 
@@ -112,13 +112,13 @@ class _Reach:
         for node in nodes:
             inside[node.index] = 1
             first = min(first, node.index)
-        for i in range(first, self.output.index + 1):
+        for i in range(first, self.last + 1):
             if self.mark[i] and not inside[i]:
                 for j in range(offsets[i], offsets[i + 1]):
                     if inside[parents[j]]:
                         inside[i] = 1
                         break
-        return self._written([i for i in range(first, self.output.index + 1) if inside[i]], inside)
+        return self._written([i for i in range(first, self.last + 1) if inside[i]], inside)
 
     def walk(self, node: Node[Any]) -> Union:
         """What one parameter reached; costs the size of that slice once the children are known."""
@@ -164,6 +164,7 @@ def propagate(graph: Graph, output: Node[Any], feedback: Feedback) -> dict[str, 
 
     Raises:
         TraceError: `output` belongs to another recording.
+        FeedbackError: the loss is no single number.
 
     Cost: O(V + E) whatever the number of parameters. Source: minimal subgraph propagation, arXiv 2406.16218.
     """
@@ -171,9 +172,7 @@ def propagate(graph: Graph, output: Node[Any], feedback: Feedback) -> dict[str, 
         raise TraceError(f"{output!r} belongs to another recording; pass the graph that recorded it")
     reach = _Reach(graph, output)
     slices = {
-        node.name: Slice(node, output, feedback, reach)
-        for node in reach.layout.order
-        if type(node) is ParameterNode and reach.mark[node.index]
+        name: Slice(node, output, feedback, reach) for name, node in graph.parameters.items() if reach.mark[node.index]
     }
     if feedback.loss is not None and not feedback.spent:
         from trace_opt.core.tensors import backward_loss

@@ -53,7 +53,7 @@ class Rollout:
     values: Mapping[str, Any] = field(default_factory=dict[str, Any])
     seed: int = 0
     graph: Graph | None = None
-    node: Node | None = None
+    node: Node[Any] | None = None
     output: Any = None
     feedback: Feedback
     error: str | None = None

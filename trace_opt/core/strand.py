@@ -10,15 +10,17 @@ frame of its own.
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 import traceback
 from collections.abc import Callable
 from contextvars import ContextVar
 from threading import get_ident
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+from weakref import ref
 
 from trace_opt.core.context import FRAME
-from trace_opt.core.node import ATOMIC, Child, Failure, Nested, Node, Op, identity
+from trace_opt.core.node import ATOMIC, Child, Failure, Nested, Node, Op, class_of, identity
 from trace_opt.errors import BudgetError, LLMError, TraceError
 
 if TYPE_CHECKING:
@@ -29,13 +31,15 @@ if sys.version_info >= (3, 12):
     _current_task: Callable[[], asyncio.Task[Any] | None] = asyncio.current_task
 else:
     # asyncio's own current_task is a Python function before 3.12
-    from asyncio.tasks import _current_tasks  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
+    from asyncio import tasks
+
+    _current_tasks: dict[Any, asyncio.Task[Any]] = cast("Any", tasks)._current_tasks
 
     def _current_task() -> asyncio.Task[Any] | None:
-        return _current_tasks.get(running_loop())  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+        return _current_tasks.get(running_loop())
 
 
-running_loop: Callable[[], Any] = asyncio._get_running_loop  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType]
+running_loop: Callable[[], Any] = asyncio._get_running_loop
 
 NO_TRACE: ContextVar[bool] = ContextVar("trace_opt_no_trace", default=False)
 
@@ -79,6 +83,7 @@ class Frame:
         inside: Whether an op's body is running; always true of a frame made for one.
         log: What the body that is running read and called.
         last: The latest decision.
+        main: Of a line that was made where no event loop ran, the main task of the loop that it waits for.
         pending: Frames started from here with decisions not yet taken up.
         origin: The latest decision of the frame it was forked from, at that time.
         borrowed: Plain copies handed to a body in place of containers that hold results, with what they held.
@@ -86,7 +91,7 @@ class Frame:
     """
 
     __slots__ = (
-        "add", "borrowed", "graph", "inside", "last", "log", "origin", "parent", "pending", "scope", "strand", "task",
+        "add", "borrowed", "graph", "inside", "last", "log", "main", "origin", "parent", "pending", "scope", "strand", "task",
         "thread",
     )  # fmt: skip
 
@@ -100,7 +105,10 @@ class Frame:
     ) -> None:
         self.graph = graph
         self.thread = get_ident()
-        self.task = _current_task() if running_loop() is not None else None
+        task = _current_task() if running_loop() is not None else None
+        # weakly: a task's context holds this frame
+        self.task = None if task is None else ref(task)
+        self.main: ref[asyncio.Task[Any]] | None = None
         self.parent = parent
         self.last: Node[Any] | None = None
         self.origin: Node[Any] | None = None
@@ -116,10 +124,23 @@ class Frame:
 
     def foreign(self) -> bool:
         """Whether the running task is another than this frame's; asked only where an event loop runs."""
-        return _current_task() is not self.task
+        task = _current_task()
+        if self.task is not None:
+            return task is not self.task()
+        main = None if self.main is None else self.main()
+        if task is not None and (main is None or main.done()):
+            # the line was made where no loop ran, waits for the loop meanwhile, and goes on in its main task
+            main = _oldest_task()
+            self.main = ref(main)
+        return task is not main
 
-    def mine(self) -> Frame:
-        """This frame, or a fork of it that is put in force where another thread or task is running."""
+    def mine(self) -> Frame | None:
+        """This frame, or a fork of it that is put in force where another thread or task is running.
+
+        None once the recording has closed: what a task or thread does after that is not recorded.
+        """
+        if not self.graph.open:
+            return None
         if self.thread == get_ident() and (running_loop() is None or not self.foreign()):
             return self
         # a thread that a task started was started by the workflow: the task's own sync bodies cannot wait for threads
@@ -128,11 +149,17 @@ class Frame:
         FRAME.set(forked)
         return forked
 
-    def fork(self, *, inside: bool) -> Frame:
-        """A frame for a line of execution that starts here, inside the running body or in the workflow."""
+    def fork(self, *, inside: bool, start: int | None = None) -> Frame:
+        """A frame for a line of execution that starts here, inside the running body or in the workflow.
+
+        Args:
+            inside: Whether it runs for an op's body.
+            start: How many nodes of this line stand before it in canonical order; all there are by default.
+        """
         if inside or self.strand is None:
             return Frame(self.graph, parent=self, log=Log(self.log))
-        forked = Frame(self.graph, strand=Strand(self.strand, len(self.strand.nodes)), parent=self)
+        start = len(self.strand.nodes) if start is None else start
+        forked = Frame(self.graph, strand=Strand(self.strand, start), parent=self)
         forked.last = forked.origin = self.last
         forked.scope = self.scope
         return forked
@@ -149,8 +176,9 @@ class Frame:
         while self.pending:  # popitem is atomic, so a fork that decides meanwhile is not lost
             forks.append(self.pending.popitem()[0])
         tips = [tip for fork in reversed(forks) if (tip := fork.control()) is not None]
-        follows = self.last is None or any(fork.origin is self.last for fork in forks)
-        joined = tuple(tips) if follows else (self.last, *tips)
+        if self.last is not None and not any(fork.origin is self.last for fork in forks):
+            tips.insert(0, self.last)
+        joined = tuple(tips)
         if len(joined) == 1:
             return joined[0]
         node = Node(JOIN, None, (Nested(joined, joined),))
@@ -175,7 +203,7 @@ class Frame:
 
     def read(self, parameter: Parameter[Any]) -> Any:
         """A parameter's value as code here is to see it: plain in a body, a recorded result in the workflow."""
-        frame = self.mine()
+        frame = self.mine() or self
         node = frame.graph.parameter_node(parameter)
         if frame.inside:
             frame.log.append(node)
@@ -201,6 +229,22 @@ class Frame:
         self.decide(RAISED, (node,), str(node.value))
 
 
+def _oldest_task() -> asyncio.Task[Any]:
+    """The task that the running loop was started for: asyncio numbers tasks that are given no name."""
+
+    def number(task: asyncio.Task[Any]) -> float:
+        _, _, digits = task.get_name().rpartition("Task-")
+        return int(digits) if digits.isdecimal() else math.inf
+
+    return min(asyncio.all_tasks(), key=number)
+
+
+def here() -> Frame | None:
+    """Where the code that is running records, or None where it does not."""
+    frame = FRAME.get()
+    return None if frame is None else frame.mine()
+
+
 def blames_candidate(error: BaseException) -> bool:
     """Whether an exception is a workflow's own failure, not the framework's, the budget's, a key's or an interrupt."""
     if not isinstance(error, Exception) or isinstance(error, (TraceError, BudgetError)):
@@ -223,10 +267,8 @@ def failure_of(error: BaseException) -> Failure:
 
 def mark_error(error: BaseException, node: Node[Any]) -> None:
     """Tie an exception to its error node: the exception points at the node, never back."""
-    try:
-        error.__trace_node__ = node  # pyright: ignore[reportAttributeAccessIssue]
-    except AttributeError:
-        return
+    # past any __setattr__ of its own: every exception has a __dict__
+    BaseException.__setattr__(error, "__trace_node__", node)
 
 
 def child_of(op: Op, value: Any, inputs: tuple[Any, ...], frame: Frame, start: int, seconds: float) -> Child[Any]:
@@ -240,7 +282,7 @@ def child_of(op: Op, value: Any, inputs: tuple[Any, ...], frame: Frame, start: i
 
 def keep(value: Any) -> Any:
     """An input as a recording keeps it: exact lists, dicts and sets as a shallow copy, all else by reference."""
-    kind = type(value)
+    kind = class_of(value)
     if kind in ATOMIC:
         return value
     return value.copy() if kind is list or kind is dict or kind is set else value

@@ -6,13 +6,15 @@ ops; what only describes a tensor (shape, dtype, device) is handed out plain.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 from trace_opt.core.context import FRAME
-from trace_opt.core.node import Node
-from trace_opt.core.operators import function_op
+from trace_opt.core.node import Node, Op, is_a
+from trace_opt.core.operators import BINARY, DEEPCOPY, GETATTR, function_op
 from trace_opt.core.result import Result, apply, bare, changeable, decision, record_value, textual, working
+from trace_opt.errors import FeedbackError
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +54,7 @@ def _tensor_class() -> Any:
         def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             return _dispatch(func, tuple(args), dict(kwargs or {}))
 
-        def __repr__(self, **_: Any) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
+        def __repr__(self, **_: Any) -> str:
             return repr(self._trace_node.value)
 
         def __str__(self) -> str:
@@ -74,7 +76,19 @@ def _tensor_class() -> Any:
         def __reduce_ex__(self, protocol: Any) -> Any:
             return self._trace_node.value.__reduce_ex__(protocol)
 
+        def __deepcopy__(self, memo: Any) -> Any:
+            return apply(DEEPCOPY, (self,))
+
+        def __array__(self, *args: Any, **kwargs: Any) -> Any:
+            return decision(self, "array", lambda value: value.__array__(*args, **kwargs))
+
+    for name, op in BINARY.items():  # x += 1 makes a new value, as it does for a number
+        setattr(TensorResult, f"__i{name}__", _binary(op))
     return TensorResult
+
+
+def _binary(op: Op) -> Callable[[Any, Any], Any]:
+    return lambda self, other: apply(op, (self, other))
 
 
 def _dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -84,21 +98,22 @@ def _dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if name in ("__get__", "__set__", "__delete__"):
         prop: str = getattr(func.__self__, "__name__", "")
         return _attribute(func, prop, name, args)
-    if (
-        owner is not None
-        and (name in _CHANGES or (name.endswith("_") and not name.endswith("__")))
-        and args[0] is owner
-    ):
-        changeable(owner, f"calling .{name}()")
+    changed = _changed(name, args, kwargs)
+    if changed is not None:
+        changeable(changed, f"calling {name}() in place")
         return func(*_bare_all(args), **_bare_all(kwargs))
     if owner is not None and name in _READS:
         return decision(owner, _READS[name], func)
     if name in _DESCRIBES:
         return func(*_bare_all(args), **_bare_all(kwargs))
-    if name.startswith("__i") and name.endswith("__") and name not in ("__index__", "__invert__", "__iter__"):
-        binary = getattr(type(_bare_all(args)[0]), f"__{name[3:]}", func)
-        return apply(function_op(name[3:-2], binary), (args, kwargs))
     return apply(function_op(name.strip("_"), func), (args, kwargs))
+
+
+def _changed(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The result that a torch function would change in place, or None."""
+    in_place = name in _CHANGES or (name.endswith("_") and not name.endswith("__")) or kwargs.get("inplace") is True
+    target: Any = args[0] if in_place and args else kwargs.get("out")
+    return target if isinstance(target, Result) else None
 
 
 def _attribute(func: Any, prop: str, access: str, args: tuple[Any, ...]) -> Any:
@@ -108,17 +123,15 @@ def _attribute(func: Any, prop: str, access: str, args: tuple[Any, ...]) -> Any:
         return func(*_bare_all(args))
     value: Any = func(*_bare_all(args))
     frame = working(owner)
+    if frame is None:
+        bare(owner)  # logs the read
     if frame is None or prop in _DESCRIBES:
-        if frame is None:
-            bare(owner)
         return value
-    from trace_opt.core.operators import GETATTR
-
-    return record_value(frame.mine(), GETATTR, (owner._trace_node, prop), value)
+    return record_value(frame, GETATTR, (owner._trace_node, prop), value)
 
 
 def _bare_all(value: Any) -> Any:
-    from trace_opt.core.calls import bare_all
+    from trace_opt.core.arguments import bare_all
 
     if FRAME.get() is None:
         return bare_all(value)
@@ -128,10 +141,10 @@ def _bare_all(value: Any) -> Any:
 def _values(value: Any) -> Any:
     if isinstance(value, Result):
         return cast("Any", value)._trace_node.value
-    if isinstance(value, (list, tuple)):
-        return type(value)(_values(item) for item in value)  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(value, dict):
-        return {key: _values(item) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType]
+    if is_a(value, (list, tuple)):
+        return type(value)(_values(item) for item in value)
+    if is_a(value, dict):
+        return {key: _values(item) for key, item in value.items()}
     return value
 
 
@@ -141,18 +154,23 @@ def backward_loss(graph: Graph, loss: torch.Tensor | dict[str, torch.Tensor]) ->
     Args:
         graph: The recording whose parameter leaves take the gradient.
         loss: A scalar, or several by name, which are summed.
+
+    Raises:
+        FeedbackError: a loss is no single number.
     """
     import torch
 
-    total = sum(loss.values()) if isinstance(loss, dict) else loss
+    total: Any = sum(loss.values()) if isinstance(loss, dict) else loss
     if isinstance(total, Result):
         total = cast("Any", total)._trace_node.value
+    if torch.is_tensor(total) and total.numel() != 1:
+        raise FeedbackError(f"a loss has shape {tuple(total.shape)!r}; reduce it to one number, as with .mean()")
     leaves = [node for node in graph.parameters.values() if torch.is_tensor(node.value) and node.value.requires_grad]
     if not leaves or not isinstance(total, torch.Tensor) or not total.requires_grad:
         return
     # kept, so that feedback on another output of the same recording can follow
     grads = torch.autograd.grad([total], [node.value for node in leaves], retain_graph=True, allow_unused=True)
-    for node, grad in zip(leaves, grads, strict=True):
-        parameter = node.parameter
+    for node, found in zip(leaves, grads, strict=True):
+        parameter, grad = node.parameter, cast("torch.Tensor | None", found)  # None where unused, torch's types forget
         if parameter is not None and grad is not None:
             parameter.grad = grad.clone() if parameter.grad is None else parameter.grad + grad

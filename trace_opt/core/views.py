@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
-from trace_opt.core.node import Failure, Nested, Node
+from trace_opt.core.node import Failure, Nested, Node, is_a
 from trace_opt.core.parameter import is_tensor
 
 if TYPE_CHECKING:
@@ -22,15 +22,15 @@ def brief(value: Any, width: int = _WIDTH) -> str:
         return f"{type(value.items).__name__} of {len(value.nodes)} nodes"
     if is_tensor(value):
         return f"tensor{tuple(value.shape)!r} {str(value.dtype).removeprefix('torch.')}"
-    if isinstance(value, (bytes, bytearray)) and len(value) > width:
+    if is_a(value, (bytes, bytearray)) and len(value) > width:
         return f"{type(value).__name__} of {len(value)} bytes"
     if type(value).__module__.startswith("PIL."):
         return f"image {getattr(value, 'size', '')}"
-    if isinstance(value, (list, tuple)) and value and all(_is_message(item) for item in value):  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-        characters = sum(len(str(item["content"])) for item in value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-        return f"{len(value)} messages of {characters} characters"  # pyright: ignore[reportUnknownArgumentType]
+    if is_a(value, (list, tuple)) and value and all(_is_message(item) for item in value):
+        characters = sum(len(str(item["content"])) for item in value)
+        return f"{len(value)} messages of {characters} characters"
     try:
-        text = " ".join((str(value) if isinstance(value, Failure) else repr(value)).split())
+        text = " ".join((str(value) if is_a(value, Failure) else repr(value)).split())
     except Exception as error:  # noqa: BLE001 # a hostile repr must not break the picture
         text = f"({type(value).__name__}: its repr raised {type(error).__name__})"
     if len(text) <= width:
@@ -53,11 +53,11 @@ def call_text(node: Node[Any], names: Any) -> str:
 def _argument(given: Any, names: Any) -> str:
     if isinstance(given, Node):
         return names.get(given, "?")
-    if isinstance(given, dict):
-        return "{" + ", ".join(f"{key!r}: {_argument(item, names)}" for key, item in given.items()) + "}"  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(given, (list, tuple)) and any(isinstance(item, Node) for item in given):  # pyright: ignore[reportUnknownVariableType]
-        inner = ", ".join(_argument(item, names) for item in given)  # pyright: ignore[reportUnknownVariableType]
-        return f"[{inner}]" if isinstance(given, list) else f"({inner})"
+    if is_a(given, dict):
+        return "{" + ", ".join(f"{key!r}: {_argument(item, names)}" for key, item in given.items()) + "}"
+    if is_a(given, (list, tuple)) and any(isinstance(item, Node) for item in given):
+        inner = ", ".join(_argument(item, names) for item in given)
+        return f"[{inner}]" if is_a(given, list) else f"({inner})"
     return brief(given, 40)
 
 
@@ -128,8 +128,8 @@ def to_dot(graph: Graph) -> str:
 
 
 def _dot(text: str) -> str:
-    safe = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{safe}"'
+    lines = [_visible(line).replace("\\", "\\\\").replace('"', '\\"') for line in text.split("\n")]
+    return '"' + "\\n".join(lines) + '"'
 
 
 def mimebundle(graph: Graph) -> dict[str, str]:
@@ -183,5 +183,9 @@ def _placer(depth: dict[Node[Any], int], column: dict[Node[Any], int]) -> Callab
 
 
 def _text(text: str) -> str:
-    # control characters are no XML, escaped or not
-    return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
+    return escape(_visible(text))
+
+
+def _visible(text: str) -> str:
+    # control characters are no XML, escaped or not, and lone surrogates no UTF-8
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -1,0 +1,112 @@
+"""Autograd for workflows: record prompts, code and tensors as one graph, and let feedback improve them.
+
+Names load when first used, so that importing the package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trace_opt.core.constraint import Ball, Box, Simplex
+    from trace_opt.core.context import rollout
+    from trace_opt.core.feedback import Feedback
+    from trace_opt.core.graph import Graph
+    from trace_opt.core.module import Module
+    from trace_opt.core.parameter import Demonstrations, Parameter
+    from trace_opt.core.propagate import propagate
+    from trace_opt.core.tracer import carry, no_trace, node_of, op_of, plain, record, trace
+    from trace_opt.llm.connect import connect
+    from trace_opt.llm.meter import charge
+    from trace_opt.optim.categorical import Categorical
+    from trace_opt.optim.demos import Demos
+    from trace_opt.optim.opro import OPRO
+    from trace_opt.optim.optoprime import OptoPrime
+    from trace_opt.problem import Problem
+    from trace_opt.search.budget import Budget
+    from trace_opt.search.engine import aoptimize, optimize
+    from trace_opt.search.evaluate import evaluate
+    from trace_opt.search.greedy import Greedy
+    from trace_opt.search.run import load_values
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "OPRO",
+    "Ball",
+    "Box",
+    "Budget",
+    "Categorical",
+    "Demonstrations",
+    "Demos",
+    "Feedback",
+    "Graph",
+    "Greedy",
+    "Module",
+    "OptoPrime",
+    "Parameter",
+    "Problem",
+    "Simplex",
+    "aoptimize",
+    "carry",
+    "charge",
+    "connect",
+    "evaluate",
+    "load_values",
+    "no_trace",
+    "node_of",
+    "op_of",
+    "optimize",
+    "plain",
+    "propagate",
+    "record",
+    "rollout",
+    "trace",
+]
+
+_MODULES = {
+    "OPRO": "optim.opro",
+    "Ball": "core.constraint",
+    "Box": "core.constraint",
+    "Budget": "search.budget",
+    "Categorical": "optim.categorical",
+    "Demonstrations": "core.parameter",
+    "Demos": "optim.demos",
+    "Feedback": "core.feedback",
+    "Graph": "core.graph",
+    "Greedy": "search.greedy",
+    "Module": "core.module",
+    "OptoPrime": "optim.optoprime",
+    "Parameter": "core.parameter",
+    "Problem": "problem",
+    "Simplex": "core.constraint",
+    "aoptimize": "search.engine",
+    "carry": "core.tracer",
+    "charge": "llm.meter",
+    "connect": "llm.connect",
+    "evaluate": "search.evaluate",
+    "load_values": "search.run",
+    "no_trace": "core.tracer",
+    "node_of": "core.tracer",
+    "op_of": "core.tracer",
+    "optimize": "search.engine",
+    "plain": "core.tracer",
+    "propagate": "core.propagate",
+    "record": "core.tracer",
+    "rollout": "core.context",
+    "trace": "core.tracer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULES.get(name)
+    if module is None:
+        raise AttributeError(f"module 'trace_opt' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"trace_opt.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

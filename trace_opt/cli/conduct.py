@@ -1,0 +1,134 @@
+"""Conducting one run for the command line: events shown, its origin kept, Ctrl-C and errors ended with what is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from trace_opt.cli.answers import run_document, run_lines
+from trace_opt.cli.failures import BUDGET, INTERRUPTED, OK, code_of, explain
+from trace_opt.cli.options import with_store
+from trace_opt.cli.progress import Watcher
+from trace_opt.cli.terminal import answer, answer_json, tell
+
+if TYPE_CHECKING:
+    from trace_opt.problem import Problem
+    from trace_opt.search.options import Event
+    from trace_opt.search.run import Run
+
+
+def origin(file: str, options: Mapping[str, str], model: str | None) -> dict[str, Any]:
+    """What is kept with a run so that `trace-opt resume RUN` can load its problem again."""
+    return {"file": str(Path(file).absolute()), "options": dict(options), "model": model}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conduct:
+    """How one run is conducted.
+
+    Attributes:
+        problem: What is run.
+        options: Options of `optimize` that win over the problem's own; without `store`.
+        store: What `--store` named; "none" keeps nothing.
+        json: Whether the answer is JSON.
+        quiet: Whether no progress is shown.
+    """
+
+    problem: Problem
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    store: str | None = None
+    json: bool = False
+    quiet: bool = False
+
+    @property
+    def kept(self) -> bool:
+        """Whether the run is kept in a store."""
+        return self.store is None or self.store.casefold() != "none"
+
+
+def conduct(what: Conduct) -> int:
+    """Run a problem, print the answer, and give the exit code."""
+    from trace_opt.store.store import open_store
+
+    store = open_store(what.store) if what.kept else None
+    watcher = Watcher(quiet=what.quiet)
+
+    def listen(event: Event) -> None:
+        watcher.event(event)
+        if event.kind == "start":
+            _greet(what, watcher)
+
+    try:
+        with watcher:
+            run = what.problem.optimize(**what.options, store=store, on_event=listen)
+    except KeyboardInterrupt:
+        tell("interrupted", *_way_back(what, watcher))
+        return INTERRUPTED
+    except Exception as error:  # noqa: BLE001 # said in one sentence, with how to go on
+        explain(error)
+        tell(*_way_back(what, watcher))
+        return code_of(error)
+    finally:
+        if store is not None:
+            store.close()
+    return _finish(what, watcher, run)
+
+
+def _greet(what: Conduct, watcher: Watcher) -> None:
+    """Which models work here, and why."""
+    if not what.quiet:
+        from trace_opt.cli.answers import workflow_models
+
+        tell(f"workflow model: {workflow_models(what.problem)}")
+        tell(f"optimizer model: {watcher.start.get('model') or 'none is asked'}")
+
+
+def _way_back(what: Conduct, watcher: Watcher) -> list[str]:
+    run = watcher.start.get("run")
+    if not run:
+        return []
+    if not what.kept:
+        return ["nothing was kept (--store none)"]
+    return [f"what was done is kept; go on with `trace-opt resume {run}{with_store(what.store)}`"]
+
+
+def _finish(what: Conduct, watcher: Watcher, run: Run) -> int:
+    """Print the answer; a run that was cut short before it could try anything has a code of its own."""
+    report = run.report()
+    if what.json:
+        answer_json(run_document(what.problem, run, report, watcher))
+    else:
+        answer(*run_lines(what.problem, run, report, watcher, store=what.store if what.kept else "none"))
+    ended = str(watcher.end.get("ended", ""))
+    if watcher.end.get("status") == "interrupted":
+        tell(*_way_back(what, watcher))
+        return INTERRUPTED
+    if report.trials == 0 and "budget" in ended:
+        tell(f"trace-opt: {ended} before the first proposal; give more with --budget")
+        return BUDGET
+    return OK
+
+
+@contextmanager
+def replies(capture: Path | None, replay: Path | None) -> Generator[None]:
+    """Write model replies to a file, or answer from one, while a command runs.
+
+    Raises:
+        typer.BadParameter: both are wanted.
+        LLMError: the replay file cannot be read.
+    """
+    if capture is not None and replay is not None:
+        raise typer.BadParameter("capture and replay exclude each other; give one of them", param_hint="--capture")
+    if capture is None and replay is None:
+        yield
+        return
+    from trace_opt.llm import replay as tape
+
+    manager = tape.capture(capture) if capture is not None else tape.replay(replay or "")
+    with manager:
+        yield

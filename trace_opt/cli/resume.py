@@ -1,0 +1,82 @@
+"""`trace-opt resume`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trace_opt.cli.options import (
+    BudgetOption,
+    CaptureOption,
+    ConcurrencyOption,
+    JsonOption,
+    ModelOption,
+    QuietOption,
+    ReplayOption,
+    RunName,
+    Sets,
+    StoreOption,
+    parsed_budget,
+    parsed_sets,
+    store_of,
+)
+
+
+def resume(
+    run: RunName,
+    file: Annotated[
+        str | None, typer.Argument(metavar="FILE", help="The problem's file; the one the run was started from else.")
+    ] = None,
+    budget: BudgetOption = None,
+    model: ModelOption = None,
+    store: StoreOption = None,
+    sets: Sets = None,
+    concurrency: ConcurrencyOption = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    capture: CaptureOption = None,
+    replay: ReplayOption = None,
+) -> int:
+    """Go on with a run that was interrupted, or give a finished one a larger budget; nothing kept is paid again.
+
+    Budget and concurrency may change; the problem may not.
+    """
+    options = parsed_sets(sets)
+    limits = None if budget is None else parsed_budget(budget)
+    from trace_opt.cli.conduct import Conduct, conduct, origin, replies
+    from trace_opt.problem import load_problem
+    from trace_opt.search.budget import Budget
+
+    opened = store_of(store)
+    record = opened.load(run)
+    info, known = record.info, record.config.get("origin") or {}
+    opened.close()
+    path = file or _known_file(known, info.id)
+    merged = {**known.get("options", {}), **options}
+    asked = model or known.get("model")
+    with replies(capture, replay):
+        problem = load_problem(path, merged)
+        overrides: dict[str, Any] = {"resume": info.id, "seed": info.seed, "name": info.name}
+        overrides["budget"] = limits if limits is not None else Budget(**info.budget)
+        overrides["origin"] = origin(path, merged, asked)
+        if concurrency is not None:
+            overrides["concurrency"] = concurrency
+        if asked is not None:
+            overrides["model"] = asked
+        return conduct(Conduct(problem=problem, options=overrides, store=store, json=json, quiet=quiet))
+
+
+def _known_file(known: Mapping[str, Any], run: str) -> str:
+    from trace_opt.errors import StoreError
+
+    path = str(known.get("file", ""))
+    if not path:
+        raise StoreError(f"run {run!r} was not started from a file; name it: `trace-opt resume {run} FILE`")
+    if not Path(path).exists():
+        raise StoreError(
+            f"the file {path!r} that run {run!r} was started from is gone; name it: `trace-opt resume {run} FILE`"
+        )
+    return path

@@ -1,0 +1,111 @@
+"""`connect("provider/model")`: a language model by its name, with the limits, cache and price that its calls obey.
+
+Nothing is loaded, checked with a server or paid for here; the first call does that.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Unpack
+
+from trace_opt.errors import LLMError
+from trace_opt.llm import models, prices
+from trace_opt.llm.base import LLM, Fields, check_fields
+from trace_opt.llm.cache import checked_path
+from trace_opt.llm.stack import Backend, Connected, Limits
+
+_EMBEDDED = "embedded"
+
+
+def connect(
+    model: str, *, base_url: str | None = None, api_key: str | None = None, cache: str | Path | bool | None = True,
+    timeout_s: float = 60.0, attempts: int = 4, concurrency: int = 16, requests_per_minute: float | None = None,
+    price: tuple[float, float] | None = None, deadline_s: float | None = None, **defaults: Unpack[Fields],
+) -> LLM:  # fmt: skip
+    """A language model.
+
+    Args:
+        model: `"embedded/smollm2"`, `"embedded/PATH.gguf"`, `"openai/gpt-4.1-mini"`, or any `"provider/model"` that
+            litellm knows. With `base_url` also the server's own name of a model.
+        base_url: An OpenAI-compatible server: `"http://localhost:11434/v1"`.
+        api_key: The key; by default the provider's variable in the environment. A key in the environment is never sent
+            to a `base_url` given here.
+        cache: Where replies are kept: True is `.trace_opt/cache.db`, or what TRACE_OPT_CACHE names (a path, or "off");
+            a path; None keeps none.
+        timeout_s: Seconds for one request, from sending to the last byte.
+        attempts: Requests sent for one call at most, the first included.
+        concurrency: Requests at once; an embedded model always answers one at a time.
+        requests_per_minute: The pace, or None for none.
+        price: US dollars for an input and an output token; by default from litellm's list. `(0, 0)` is a model that
+            costs nothing.
+        deadline_s: Seconds for one call with all its attempts and waits, or None.
+        **defaults: Fields of `Request` that calls leave out: `temperature=1.0`, `max_tokens=200`, ...
+
+    Raises:
+        LLMError: the name or an option makes no sense.
+    """
+    check_fields(defaults)
+    if timeout_s <= 0 or attempts < 1 or concurrency < 1:
+        raise LLMError("timeout_s, attempts and concurrency must be at least 1", kind="request")
+    table = checked_path(_cache_of_environment() if cache is True else cache)
+    provider, _, name = model.partition("/")
+    if provider == _EMBEDDED:
+        return _embedded(model, name, timeout_s, table, defaults)
+    limits = Limits(
+        timeout_s=timeout_s, attempts=attempts, concurrency=concurrency, requests_per_minute=requests_per_minute,
+        deadline_s=deadline_s,
+    )  # fmt: skip
+    rates = None if price is None else prices.Price((price[0], price[0], price[1]))
+    base_url = base_url or (os.environ.get("OPENAI_BASE_URL") if provider == "openai" and api_key is None else None)
+    backend = _remote(model, base_url, api_key, rates, timeout_s)
+    return Connected(
+        backend, identity=f"{model} at {base_url or 'its provider'}", limits=limits, table=table, defaults=defaults
+    )
+
+
+def _cache_of_environment() -> str | bool | None:
+    named = os.environ.get("TRACE_OPT_CACHE", "")
+    return None if named.casefold() in ("off", "none", "0") else named or True
+
+
+def _embedded(model: str, name: str, timeout_s: float, table: Path | None, defaults: Fields) -> LLM:
+    from trace_opt.llm.embedded import Embedded, runtime_version
+
+    if name.endswith(".gguf"):
+        path = Path(name).expanduser().absolute()
+        stamp = path.stat() if path.exists() else None
+        content = f"{path} of {stamp.st_size} bytes, {stamp.st_mtime_ns}" if stamp is not None else str(path)
+    else:
+        known = models.model_file(name)
+        path = models.place_of(name)
+        content = known.sha256
+    limits = Limits(timeout_s=timeout_s, attempts=1, concurrency=1)
+    identity = f"{model} {content} under xllamacpp {runtime_version()}"
+    return Connected(Embedded(model, path), identity=identity, limits=limits, table=table, defaults=defaults)
+
+
+def _remote(
+    model: str, base_url: str | None, api_key: str | None, rates: prices.Price | None, timeout_s: float
+) -> Backend:
+    from trace_opt.llm import remote
+
+    provider, slash, name = model.partition("/")
+    if provider == "openai" and name:
+        return remote.OpenAI(model, name, base_url, api_key, rates or _listed(provider, name, base_url), timeout_s)
+    if base_url is not None and (not slash or provider not in prices.known_providers()):
+        return remote.OpenAI(f"openai/{model}", model, base_url, api_key, rates, timeout_s)
+    if not slash or not name:
+        offered = prices.providers_of(model)
+        hint = (
+            f"write {offered[0] + '/' + model!r}" if offered else "write 'provider/model', as in 'openai/gpt-4.1-mini'"
+        )
+        raise LLMError(f"the model {model!r} names no provider; {hint}", kind="model")
+    return remote.LiteLLM(model, base_url, api_key, rates or _listed(provider, name, base_url), timeout_s)
+
+
+def _listed(provider: str, name: str, base_url: str | None) -> prices.Price | None:
+    if provider in ("ollama", "ollama_chat", "llamafile", "lm_studio"):
+        return prices.FREE
+    # what a server at another address asks is not on the list
+    return prices.price_of(provider, name) if base_url is None else None

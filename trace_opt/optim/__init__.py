@@ -1,0 +1,1 @@
+"""Who proposes new values for parameters: language models, samplers, demonstrations."""

@@ -1,0 +1,396 @@
+"""What a rollout did between its variables and its output, as lines of code; as many as there is room for.
+
+The lines nearest to a variable or to the output come first when room is short. A pattern of calls that goes on in the
+same way is written twice and once more at its end. Constants are left open until all rollouts are known: one that is
+the same in all is written into the line, one that differs becomes an input. Every pass is linear in the slice.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from trace_opt.core.node import ATOMIC, Nested, Node, ParameterNode
+from trace_opt.core.operators import COMPARISONS
+from trace_opt.core.propagate import union
+from trace_opt.optim.text import cut, literal, name_text, one_line, size
+
+if TYPE_CHECKING:
+    from trace_opt.core.graph import Graph
+    from trace_opt.core.propagate import Slice
+
+_MAX_PERIOD = 8  # calls in one round of a pattern
+_HUB_USES = 4  # a value used more often is known by itself, not by how far back it is
+_NESTED_SHOWN = 24  # nodes of one container that a line names
+_CONTROL_STEPS = 3  # a decision is this many steps away from what it steers
+_FAR = 1 << 40
+
+
+class Hole(NamedTuple):
+    """A constant in a line: where it stands (`ask_1`, `question`) and its value."""
+
+    node: str
+    place: str
+    value: Any
+
+
+Part = str | Hole
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One call, or one decision of the workflow.
+
+    Attributes:
+        name: What the line defines, or "" for a decision.
+        parts: The line as text with holes.
+        outcome: What a decision came to, where that is no part of the line; else "".
+    """
+
+    node: Node[Any]
+    name: str
+    parts: tuple[Part, ...]
+    outcome: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Calls that are not written out.
+
+    Attributes:
+        count: How many.
+        period: The number of lines above that go on in the same way, or 0 for calls left out for want of room.
+        ops: What was called, with counts, for calls left out.
+    """
+
+    count: int
+    period: int = 0
+    ops: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The gap as a line of its own."""
+        if self.period:
+            lines = "line above goes" if self.period == 1 else f"{self.period} lines above go"
+            return f"... the {lines} on in the same way {self.count // self.period:,} times more ..."
+        told = ", ".join(f"{name} {count:,} times" for name, count in self.ops[:4])
+        return f"... {self.count:,} calls are left out here: {told}{', ...' if len(self.ops) > 4 else ''} ..."
+
+
+@dataclass(slots=True)
+class _Unit:
+    """A visible node, or a stretch of folded ones."""
+
+    node: Node[Any] | None
+    start: int
+    count: int
+    period: int
+    rank: int
+
+
+class Listing:
+    """The lines of one rollout's slice.
+
+    Args:
+        slices: Slices of the variables, all of one output.
+
+    Attributes:
+        path: Nodes between the variables and the output.
+        context: Direct inputs of these that are not among them.
+    """
+
+    def __init__(self, slices: Sequence[Slice]) -> None:
+        together = union(slices)
+        self.graph: Graph = slices[0].graph
+        self.output: Node[Any] = slices[0].output
+        self.path = together.path
+        self.context = together.context
+        self.names = self.graph.names
+        self._writer = _Writer(self)
+        where, uses, steps = self._measured()
+        # a comparison that only a decision reads is written into the decision
+        self.inlined = {
+            node.inputs[0] for node in self.path
+            if node.kind == "decision" and node.op.name == "bool" and _is_test(node.inputs[0])
+            and uses[node.inputs[0].index] == 1
+        }  # fmt: skip
+        self.visible = [
+            (i, node) for i, node in enumerate(self.path)
+            if not isinstance(node, ParameterNode) and node.op.name != "join" and node not in self.inlined
+        ]  # fmt: skip
+        self._units = self._folded(where, uses, steps)
+        self._nearest = sorted(range(len(self._units)), key=lambda i: (self._units[i].rank, i))
+
+    def name(self, node: Node[Any]) -> str:
+        """A node's name as lines write it."""
+        found = self.names.get(node, node.op.name)
+        return name_text(found) if isinstance(node, ParameterNode) else _safe(found)
+
+    def lines(self, limit: int) -> list[Line | Gap]:
+        """As many lines as fit in about `limit` bytes, the nearest to a variable or the output first, in order."""
+        nearest = self._nearest
+        chosen: dict[int, Line | Gap] = {}
+        used = 0
+        for i in nearest:
+            unit = self._units[i]
+            line = self._writer.line(unit.node) if unit.node is not None else Gap(unit.count, unit.period)
+            used += line_size(line) + 1
+            if used > limit and chosen:
+                break
+            chosen[i] = line
+        while len(chosen) > 1 and sum(line_size(line) + 1 for line in self._with_gaps(chosen)) > limit:
+            for i in nearest[len(chosen) - max(1, len(chosen) // 8) : len(chosen)]:
+                del chosen[i]
+        return list(self._with_gaps(chosen))
+
+    def _with_gaps(self, chosen: dict[int, Line | Gap]) -> Iterator[Line | Gap]:
+        skipped: Counter[str] = Counter()
+        for i, unit in enumerate(self._units):
+            if i in chosen:
+                if skipped:
+                    yield _left_out(skipped)
+                    skipped = Counter()
+                yield chosen[i]
+            elif unit.node is not None:
+                skipped[_safe(unit.node.op.name)] += 1
+            else:
+                skipped.update(_safe(node.op.name) for _, node in self.visible[unit.start : unit.start + unit.count])
+        if skipped:
+            yield _left_out(skipped)
+
+    def _measured(self) -> tuple[list[int], list[int], list[int]]:
+        """By index: place in the path (-1 outside); by index: how often used; by place: steps to the nearest end."""
+        layout = self.graph.layout()
+        parents, offsets = layout.parents, layout.offsets
+        where = [-1] * len(layout.order)
+        uses = [0] * len(layout.order)
+        for place, node in enumerate(self.path):
+            where[node.index] = place
+        near = [0 if isinstance(node, ParameterNode) else _FAR for node in self.path]
+        for place, node in enumerate(self.path):
+            first, last = offsets[node.index], offsets[node.index + 1]
+            best = near[place]
+            for j in range(first, last):
+                parent = parents[j]
+                uses[parent] += 1
+                if where[parent] >= 0:
+                    step = _CONTROL_STEPS if j == last - 1 and node.control is not None else 1
+                    best = min(best, near[where[parent]] + step)
+            near[place] = best
+        to_output = [_FAR] * len(self.path)
+        to_output[-1] = 0
+        for place in range(len(self.path) - 1, -1, -1):
+            node = self.path[place]
+            first, last = offsets[node.index], offsets[node.index + 1]
+            for j in range(first, last):
+                at = where[parents[j]]
+                if at >= 0:
+                    step = _CONTROL_STEPS if j == last - 1 and node.control is not None else 1
+                    to_output[at] = min(to_output[at], to_output[place] + step)
+        return where, uses, [min(a, b) for a, b in zip(near, to_output, strict=True)]
+
+    def _folded(self, where: list[int], uses: list[int], steps: list[int]) -> list[_Unit]:
+        marks = self._marks(where, uses)
+        units: list[_Unit] = []
+        i = 0
+        while i < len(marks):
+            period, length = _longest_run(marks, i)
+            if not period:
+                units.append(self._unit(i, steps))
+                i += 1
+                continue
+            shown, end = i + 2 * period, i + length
+            units += [self._unit(j, steps) for j in range(i, shown)]
+            units.append(_Unit(None, shown, length - 3 * period, period, steps[self.visible[shown - 1][0]]))
+            units += [self._unit(j, steps) for j in range(end - period, end)]
+            i = end
+        return units
+
+    def _unit(self, i: int, steps: list[int]) -> _Unit:
+        place, node = self.visible[i]
+        return _Unit(node, i, 1, 0, steps[place])
+
+    def _marks(self, where: list[int], uses: list[int]) -> list[int]:
+        """One number for each visible node, the same where a line would read the same but for the numbers in names."""
+        known: dict[Any, int] = {}
+        marks: list[int] = []
+        for _, node in self.visible:
+            given = (*node.inputs, *node.reads) if node.trail else node.inputs
+            inputs = tuple([_mark(item, node, where, uses) for item in given])
+            value = node.value if node.kind == "decision" and type(node.value) in ATOMIC else None
+            marks.append(known.setdefault((id(node.op), node.kind, inputs, value, type(value)), len(known)))
+        return marks
+
+
+def _mark(given: Any, node: Node[Any], where: list[int], uses: list[int]) -> Any:
+    kind = cast("Any", type(given))
+    if kind in ATOMIC:
+        return (kind, given)
+    if kind is Node:
+        if where[given.index] < 0 or uses[given.index] > _HUB_USES:
+            return given.index
+        return ("back", node.index - given.index)
+    if kind is ParameterNode:
+        return given.index
+    if kind is Nested:
+        return (id(cast("Any", type(given.items))), tuple(_mark(inner, node, where, uses) for inner in given.nodes))
+    return ("constant", id(given))
+
+
+def _longest_run(marks: list[int], start: int) -> tuple[int, int]:
+    """The shortest pattern that repeats from here on for at least four rounds: its length, and that of the whole run."""
+    if marks[start] not in marks[start + 1 : start + 1 + _MAX_PERIOD]:
+        return 0, 0
+    for period in range(1, _MAX_PERIOD + 1):
+        i, last = start + period, len(marks)
+        while i < last and marks[i] == marks[i - period]:
+            i += 1
+        rounds = (i - start) // period
+        if rounds * period >= 3 * period + 3 and rounds >= 4:
+            return period, rounds * period
+    return 0, 0
+
+
+def _is_test(node: Any) -> bool:
+    return isinstance(node, Node) and bool(node.op.symbol) and node.op.name in COMPARISONS
+
+
+def _left_out(skipped: Counter[str]) -> Gap:
+    return Gap(skipped.total(), 0, tuple(sorted(skipped.items(), key=lambda entry: (-entry[1], entry[0]))))
+
+
+def line_size(line: Line | Gap) -> int:
+    """About how many bytes a line takes."""
+    if isinstance(line, Gap):
+        return len(line.text)
+    return sum(size(part) if isinstance(part, str) else min(44, size(literal(part.value, 40))) for part in line.parts)
+
+
+def _safe(name: str) -> str:
+    return name if name.isprintable() and len(name) <= 200 else cut(one_line(ascii(name)[1:-1]), 200)
+
+
+class _Writer:
+    """Writes one node's line."""
+
+    def __init__(self, listing: Listing) -> None:
+        self.listing = listing
+
+    def line(self, node: Node[Any]) -> Line:
+        """The line of a call, an output or a decision."""
+        if node.kind == "decision":
+            return self._decision(node)
+        name = self.listing.name(node)
+        parts: list[Part] = [f"{name} = ", *self.call(node)]
+        reads = [self.listing.name(read) for read in node.reads]
+        if reads:
+            parts.append(f"  # reads {', '.join(reads)}")
+        return Line(node, name, _joined(parts))
+
+    def call(self, node: Node[Any]) -> list[Part]:
+        """The right side: an operator infix, a method behind its value, anything else by name."""
+        op = node.op
+        given = dict(zip(op.parameters, node.inputs, strict=True))
+        if node.kind == "output" or (op.name in ("output", "error") and not op.signature):
+            return self._value(node, op.parameters[0], node.inputs[0])
+        if op.symbol == ".":
+            return [*self._value(node, "a", given["a"]), f".{_safe(str(given['name']))}"]
+        if op.symbol == "[]":
+            return [*self._value(node, "a", given["a"]), "[", *self._index(node, given["b"]), "]"]
+        if op.symbol and len(op.parameters) == 1:
+            return [op.symbol, *self._value(node, "a", given["a"])]
+        if op.symbol:
+            return [*self._value(node, "a", given["a"]), f" {op.symbol} ", *self._value(node, "b", given["b"])]
+        if not op.signature and op.parameters[-2:] == ("args", "kwargs"):
+            return self._method(node, given)
+        parts: list[Part] = [f"{_safe(op.name)}("]
+        for i, (place, value) in enumerate(given.items()):
+            parts += [", " if i else "", f"{place}=" if op.signature else "", *self._value(node, place, value)]
+        return [*parts, ")"]
+
+    def _method(self, node: Node[Any], given: dict[str, Any]) -> list[Part]:
+        parts: list[Part] = []
+        if "a" in given:
+            parts = self._value(node, "a", given["a"])
+        if node.op.name != "call" or "a" not in given:
+            parts.append(f"{'.' if parts else ''}{_safe(node.op.name)}")
+        args, kwargs = (x.items if type(x) is Nested else x for x in (given["args"], given["kwargs"]))
+        parts.append("(")
+        for i, item in enumerate(cast("Sequence[Any]", args)):
+            parts += [", " if i else "", *self._value(node, f"args[{i}]", item)]
+        for i, (key, item) in enumerate(cast("dict[str, Any]", kwargs).items()):
+            parts += [", " if i or args else "", f"{key}=", *self._value(node, f"kwargs[{key!r}]", item)]
+        return [*parts, ")"]
+
+    def _decision(self, node: Node[Any]) -> Line:
+        kind = node.op.name
+        given = node.inputs[0]
+        subject = self._inlined(node, given)
+        if kind == "bool":
+            return Line(node, "", _joined(["if ", *subject, f": {node.value}"]))
+        if kind == "contains":
+            item = self._value(node, "b", node.inputs[1])
+            return Line(node, "", _joined(["if ", *item, " in ", *subject, f": {node.value}"]))
+        if kind == "none":
+            return Line(node, "", _joined(["if ", *subject, " is None: True"]))
+        if kind == "raised":
+            return Line(node, "", _joined(["except what ", *subject, " raised"]), literal(str(node.value), 120))
+        if kind == "iter":
+            return Line(node, "", _joined(["for each of ", *subject]), f"{node.value} items")
+        return Line(node, "", _joined([f"{kind}(", *subject, ")"]), literal(node.value, 80))
+
+    def _inlined(self, node: Node[Any], given: Any) -> list[Part]:
+        is_inlined = isinstance(given, Node) and given in self.listing.inlined
+        return self.call(cast("Node[Any]", given)) if is_inlined else self._value(node, "value", given)
+
+    def _index(self, node: Node[Any], given: Any) -> list[Part]:
+        if isinstance(given, slice):
+            ends = cast("slice[Any, Any, Any]", given)
+            return [":".join("" if end is None else str(end) for end in (ends.start, ends.stop))]
+        return self._value(node, "b", given)
+
+    def _value(self, node: Node[Any], place: str, given: Any) -> list[Part]:
+        if isinstance(given, Node):
+            return [self.listing.name(cast("Node[Any]", given))]
+        if type(given) is Nested:
+            return self._nested(node, place, given.items)
+        return [Hole(self.listing.name(node), place, given)]
+
+    def _nested(self, node: Node[Any], place: str, items: Any) -> list[Part]:
+        """A container with nodes in it: the first and last of many, constants as holes."""
+        if isinstance(items, Node):
+            return [self.listing.name(cast("Node[Any]", items))]
+        if isinstance(items, dict):
+            entries = [
+                (f"{literal(key, 60)}: ", f"{place}[{key!r}]", x) for key, x in cast("dict[Any, Any]", items).items()
+            ]
+            left, right = "{", "}"
+        elif isinstance(items, (list, tuple, set, frozenset)):
+            left, right = {list: ("[", "]"), tuple: ("(", ")")}.get(cast("Any", type(cast("Any", items))), ("{", "}"))
+            entries = [("", f"{place}[{i}]", x) for i, x in enumerate(cast("Sequence[Any]", items))]
+        elif hasattr(items, "__dataclass_fields__"):
+            fields = cast("dict[str, Any]", items.__dataclass_fields__)
+            entries = [(f"{key}=", f"{place}.{key}", getattr(items, key, None)) for key in fields]
+            left, right = f"{type(items).__name__}(", ")"
+        else:
+            return [Hole(self.listing.name(node), place, items)]
+        half = _NESTED_SHOWN // 2
+        hidden = len(entries) - _NESTED_SHOWN if len(entries) > _NESTED_SHOWN + 1 else 0
+        parts: list[Part] = [left]
+        for i, (label, inner, item) in enumerate(entries if not hidden else [*entries[:half], *entries[-half:]]):
+            parts += [", " if i else "", f"... {hidden:,} more ..., " if hidden and i == half else "", label]
+            parts += self._nested(node, inner, item)
+        return [*parts, right]
+
+
+def _joined(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """Parts with neighbouring texts put together."""
+    made: list[Part] = []
+    for part in parts:
+        if isinstance(part, str) and made and isinstance(made[-1], str):
+            made[-1] += part
+        else:
+            made.append(part)
+    return tuple(made)

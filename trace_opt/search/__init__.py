@@ -1,0 +1,1 @@
+"""Who decides: budgets, evaluation, the search itself."""

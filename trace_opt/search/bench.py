@@ -1,0 +1,338 @@
+"""Where candidates are run: blocks of rollouts in a fixed order of effect, each kept as it finishes.
+
+A block is paid for whole before it begins. What the store already holds is not run again, and what a rollout is does not
+depend on when it runs: its seed comes from the run's seed and its example.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from trace_opt.core.codec import content_hash, decode, encode
+from trace_opt.core.feedback import Feedback
+from trace_opt.core.graph import Graph
+from trace_opt.core.rollout import Rollout
+from trace_opt.errors import BudgetError
+from trace_opt.search.candidate import Candidate, Score
+from trace_opt.search.options import Event
+from trace_opt.search.rolling import Job, Roller
+from trace_opt.search.splits import Data, rollout_seed
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from trace_opt.core.parameter import Parameter
+    from trace_opt.search.budget import Account, Ledger
+    from trace_opt.search.executors import Executor
+    from trace_opt.store.writer import Writer
+
+LONG_S = 0.05
+"""A rollout that took this long is committed at once, as one that paid is."""
+
+_MOST_KEPT = 64
+_TELL_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A rollout that an earlier session left in the store.
+
+    Attributes:
+        score: Its score.
+        data: What `Writer.rollout` was given, as JSON text.
+        graph: Gives its graph's text, or None where none was kept.
+    """
+
+    score: Score
+    data: str
+    graph: Callable[[], str | None]
+
+
+class Bench:
+    """Runs candidates on examples.
+
+    Args:
+        roller: Runs one rollout.
+        executor: Runs many.
+        data: The examples.
+        seed: The run's seed.
+        ledger: Who pays.
+        writer: Who keeps, or None.
+        floor: The lower end of the score range, or None for the lowest score seen.
+        tell: Takes events, or None.
+        keep_graphs: Whether graphs that may be wanted later are kept.
+
+    Attributes:
+        order: The validation examples in the one order in which every candidate meets them.
+        lowest: The lowest score seen.
+        stored: What earlier sessions left, by candidate and example.
+        parameters: By full name, for graphs from the store; set once they are known.
+        reached: The parameters that the rollouts on each example read, while `watch` is on.
+    """
+
+    def __init__(
+        self, roller: Roller, executor: Executor, data: Data, *, seed: int, ledger: Ledger, writer: Writer | None = None,
+        floor: float | None = None, tell: Callable[[Event], object] | None = None, keep_graphs: bool = True,
+    ) -> None:  # fmt: skip
+        self.data = data
+        self.order = data.order(seed)
+        self.seed = seed
+        self.ledger = ledger
+        self.writer = writer
+        self.lowest = math.inf
+        self.stored: dict[tuple[int, int], Stored] = {}
+        self.parameters: Mapping[str, Parameter[Any]] = {}
+        self.reached: dict[int, list[Parameter[Any]]] = {}
+        self._roller = roller
+        self._executor = executor
+        self._range_floor = floor
+        self._tell = tell
+        self._seeds = [rollout_seed(seed, key) for key in data.keys]
+        self._keep_graphs = keep_graphs
+        self._keep_all = data.shared and len(data.train) <= _MOST_KEPT
+        self._finished = 0
+
+    @property
+    def floor(self) -> float:
+        """What a failed rollout counts as in a mean."""
+        if self._range_floor is not None:
+            return self._range_floor
+        return self.lowest if math.isfinite(self.lowest) else 0.0
+
+    async def score(self, wanted: Sequence[tuple[Candidate, Sequence[int]]], phase: str) -> None:
+        """Have candidates run on examples, those that they were not run on yet.
+
+        Args:
+            wanted: Candidates with the numbers of examples.
+            phase: What this is, for progress: "start", "race", "trials", "test".
+
+        Raises:
+            BudgetError: the budget does not cover all of it; what was run is kept.
+        """
+        todo: list[tuple[Candidate, Job]] = []
+        for candidate, numbers in wanted:
+            for number in numbers:
+                keep = self._keeps(number)
+                if number not in candidate.scores:
+                    todo.append((candidate, self._job(candidate, number, keep=keep)))
+        await self._run(todo, phase)
+        for candidate, numbers in wanted:
+            self._saw(candidate.scores[n] for n in numbers)
+
+    def _keeps(self, number: int) -> bool:
+        """Whether the graph of a rollout on an example is wanted: of the first, and of all where train is val too."""
+        return self._keep_graphs and (number == self.order[0] or (self._keep_all and number in self.data.train))
+
+    def _saw(self, scores: Iterable[Score]) -> None:
+        values = [score.value for score in scores if score.value is not None]
+        self.lowest = min(values, default=self.lowest) if self.lowest == math.inf else min([self.lowest, *values])
+
+    async def rollouts(self, wanted: Sequence[tuple[Candidate, Sequence[int]]], phase: str) -> None:
+        """Have candidates run on examples with graphs, into `Candidate.kept`.
+
+        Raises:
+            BudgetError: the budget does not cover all of it; what was run is kept.
+        """
+        todo: dict[tuple[int, int], tuple[Candidate, Job]] = {}
+        for candidate, numbers in wanted:
+            for number in numbers:
+                if number not in candidate.kept and not self._restored(candidate, number):
+                    todo[candidate.id, number] = candidate, self._job(candidate, number, keep=True)
+        await self._run(list(todo.values()), phase)
+
+    async def unsaved(self, values: Mapping[str, Any], examples: Sequence[Any]) -> tuple[list[Rollout], list[Account]]:
+        """Run values that are no candidate, for an optimizer that wants to know; charged, but not kept.
+
+        Args:
+            values: By full parameter name.
+            examples: Training examples.
+
+        Returns:
+            The rollouts, and what they cost, to be booked with the proposal.
+        """
+        numbers = [self._number_of(example) for example in examples]
+        jobs = [self._job_of(-1, values, n, keep=True) for n in numbers]
+        self.ledger.take_rollouts(len(jobs))
+        accounts: list[Account] = []
+
+        def work(job: Job) -> Rollout:
+            rollout, account = self._roller.run(job)
+            accounts.append(account)
+            return rollout
+
+        async def awork(job: Job) -> Rollout:
+            rollout, account = await self._roller.arun(job)
+            accounts.append(account)
+            return rollout
+
+        return await self._executor.run(jobs, awork if self._roller.is_async else work), accounts
+
+    def _number_of(self, example: Any) -> int:
+        for number in self.data.train:
+            if self.data.examples[number] is example:
+                return number
+        key = content_hash(example)
+        return next((n for n in self.data.train if self.data.keys[n] == key), self.data.train[0])
+
+    # -- running -----------------------------------------------------------------------------------------------------
+
+    def _job(self, candidate: Candidate, number: int, *, keep: bool) -> Job:
+        return self._job_of(candidate.id, candidate.values, number, keep=keep)
+
+    def _job_of(self, candidate: int, values: Mapping[str, Any], number: int, *, keep: bool) -> Job:
+        return Job(
+            candidate, values, number, self.data.examples[number], self.data.name(number), self._seeds[number], keep
+        )
+
+    async def _run(self, todo: list[tuple[Candidate, Job]], phase: str) -> None:
+        """Run jobs and put what came of each to its candidate."""
+        if not todo:
+            return
+        fresh = sum(self._is_new(candidate, job) for candidate, job in todo)
+        self.ledger.take_rollouts(fresh)
+        finished: dict[Job, tuple[Candidate, Rollout]] = {}
+        owners = {job: candidate for candidate, job in todo}
+
+        def work(job: Job) -> None:
+            rollout, account = self._roller.run(job)
+            self._finish(job, rollout, account)
+            finished[job] = owners[job], rollout
+
+        async def awork(job: Job) -> None:
+            rollout, account = await self._roller.arun(job)
+            self._finish(job, rollout, account)
+            finished[job] = owners[job], rollout
+
+        jobs = [job for _, job in todo]
+        try:
+            async with self._telling(phase, len(jobs)):
+                await self._all(jobs, awork if self._roller.is_async else work, finished)
+        finally:
+            for candidate, job in todo:
+                if job in finished:
+                    self._apply(job, *finished[job])
+            self.ledger.give_rollouts(sum(self._is_new(c, job) for c, job in todo if job not in finished))
+
+    async def _all(self, jobs: list[Job], work: Any, finished: Mapping[Job, Any]) -> None:
+        """Run jobs at once; where reservations in flight use the budget up, the rest one by one."""
+        try:
+            await self._executor.run(jobs, work)
+        except BudgetError:
+            if not finished and self.ledger.on_first is not None:
+                raise
+            for job in jobs:
+                if job not in finished:
+                    await self._executor.run([job], work)
+
+    def _is_new(self, candidate: Candidate, job: Job) -> bool:
+        """Whether a rollout was never paid for; a graph that was not kept is made again for nothing."""
+        return job.number not in candidate.scores
+
+    def _finish(self, job: Job, rollout: Rollout, account: Account) -> None:
+        """Keep a rollout as soon as it is known; called where it ran."""
+        self._finished += 1
+        if self.writer is not None and not self.writer.closed:
+            now = rollout.cost.calls > 0 or rollout.seconds >= LONG_S
+            graph = rollout.graph.to_json() if now and rollout.graph is not None else None
+            self.writer.rollout(
+                job.candidate, job.number, score=rollout.score, data=self._data(job, rollout), cost=rollout.cost,
+                seconds=rollout.seconds, graph=graph, spend=account.spend, landed=account.flights, now=now,
+            )  # fmt: skip
+        self.ledger.land(account)
+
+    def _data(self, job: Job, rollout: Rollout) -> dict[str, Any]:
+        """What is kept of a rollout besides its numbers."""
+        data: dict[str, Any] = {}
+        feedback = rollout.feedback
+        if feedback.text:
+            data["text"] = feedback.text
+        if isinstance(feedback.score, dict):
+            data["scores"] = feedback.score
+        if rollout.error is not None:
+            data["error"] = rollout.error
+        if job.keep:
+            data["output"] = encode(rollout.output)
+            data["node"] = rollout.node.index if rollout.node is not None else -1
+        if job.number in self.reached:
+            data["reached"] = [parameter.name for parameter in self.reached[job.number]]
+        return data
+
+    def watch(self, *, on: bool) -> None:
+        """Note the parameters that rollouts read, or stop noting them."""
+        self._roller.seen = self._note_reached if on else None
+
+    def _note_reached(self, job: Job, graph: Graph) -> None:
+        found = [node.parameter for node in graph.parameters.values()]
+        self.reached[job.number] = [parameter for parameter in found if parameter is not None]
+
+    def _apply(self, job: Job, candidate: Candidate, rollout: Rollout) -> None:
+        """Put a finished rollout to its candidate; called in the order of the block."""
+        score = rollout.feedback.score
+        several = score if isinstance(score, dict) and rollout.error is None else None
+        candidate.scores.setdefault(job.number, Score(rollout.score, several, rollout.cost, rollout.seconds))
+        if job.number == self.order[0] and rollout.graph is not None:
+            candidate.graph = rollout.graph
+        if job.keep and job.number in self.data.train:
+            candidate.kept[job.number] = rollout
+
+    @asynccontextmanager
+    async def _telling(self, phase: str, total: int) -> AsyncGenerator[None]:
+        """Tell how far a block is, a few times a second."""
+        tell = self._tell
+        if tell is None:
+            yield
+            return
+        before = self._finished
+
+        def report() -> None:
+            done = self._finished - before
+            tell(Event("rollouts", f"{phase}: {done} of {total}", {"phase": phase, "done": done, "total": total}))
+
+        async def tick() -> None:
+            while True:
+                await asyncio.sleep(_TELL_S)
+                report()
+
+        report()
+        ticker = asyncio.create_task(tick())
+        try:
+            yield
+        finally:
+            ticker.cancel()
+            report()
+
+    # -- what an earlier session left --------------------------------------------------------------------------------
+
+    def _restored(self, candidate: Candidate, number: int) -> bool:
+        """Take a rollout with its graph from the store, where it is there."""
+        stored = self.stored.get((candidate.id, number))
+        text = None if stored is None else stored.graph()
+        if stored is None or text is None:
+            return False
+        job = self._job(candidate, number, keep=True)
+        candidate.kept[number] = restored(job, stored, Graph.from_json(text), self.parameters)
+        return True
+
+
+def restored(job: Job, stored: Stored, graph: Graph, parameters: Mapping[str, Parameter[Any]]) -> Rollout:
+    """A rollout from the store, with its graph tied to the parameters that exist now."""
+    data: dict[str, Any] = json.loads(stored.data)
+    graph.layout()
+    for name, node in graph.parameters.items():
+        node.parameter = parameters.get(name)
+        node.value = job.values.get(name, node.value)
+    graph.values = dict(job.values)
+    order = graph.layout().order
+    node = order[data["node"]] if 0 <= data.get("node", -1) < len(order) else None
+    score: Any = data.get("scores") or stored.score.value
+    return Rollout(
+        example=job.example, values=job.values, seed=job.seed, graph=graph, node=node, output=decode(data.get("output")),
+        feedback=Feedback(score=score, text=data.get("text", "")), error=data.get("error"), cost=stored.score.cost,
+        seconds=stored.score.seconds,
+    )  # fmt: skip

@@ -1,0 +1,108 @@
+"""One complete set of values with what is known of it, and one proposal on its way to a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from trace_opt.core.rollout import Cost, Rollout
+
+if TYPE_CHECKING:
+    from trace_opt.core.graph import Graph
+    from trace_opt.optim.base import Optimizer, Proposal
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What is remembered of one rollout.
+
+    Attributes:
+        value: The score that decides; None where the workflow failed.
+        several: All scores by name, where there are several.
+        cost: What its model calls cost.
+        seconds: Wall time.
+    """
+
+    value: float | None
+    several: Mapping[str, float] | None = None
+    cost: Cost = Cost()
+    seconds: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Candidate:
+    """One complete set of values.
+
+    Attributes:
+        id: Its number; 0 is the start.
+        values: By full parameter name.
+        key: The hash of the values.
+        parents: The candidates it was made from.
+        step, optimizer: Who made it when.
+        scores: By example number.
+        kept: Rollouts with graphs, by example number, while they may be wanted.
+        graph: The graph of its rollout on the first validation example.
+        accepted: Whether the search built on it.
+    """
+
+    id: int
+    values: dict[str, Any]
+    key: str
+    parents: tuple[int, ...] = ()
+    step: int = 0
+    optimizer: str = ""
+    scores: dict[int, Score] = field(default_factory=dict[int, Score])
+    kept: dict[int, Rollout] = field(default_factory=dict[int, Rollout])
+    graph: Graph | None = None
+    accepted: bool = False
+
+    def on(self, numbers: Sequence[int]) -> list[float | None]:
+        """Its scores on examples; all must have been run."""
+        return [self.scores[n].value for n in numbers]
+
+    def known(self, order: Sequence[int]) -> list[int]:
+        """The first examples of an order up to the first that was not run."""
+        found: list[int] = []
+        for number in order:
+            if number not in self.scores:
+                break
+            found.append(number)
+        return found
+
+
+@dataclass(slots=True, eq=False)
+class Attempt:
+    """One proposal put to the test.
+
+    Attributes:
+        number: Its number in the run, from 1.
+        step, slot: Its place.
+        by: The optimizer that proposed, or None for the race and for a resumed one that is gone.
+        optimizer: Its class name.
+        base: The candidate it was made from.
+        proposal: What was proposed.
+        candidate: The proposed values as a candidate; None where nothing came of it.
+        before, after, n: Paired means, and over how many examples.
+        accepted: Whether the search builds on it.
+        verdict: What decided, in words; "" while it is open.
+    """
+
+    number: int
+    step: int
+    slot: int
+    by: Optimizer | None
+    optimizer: str
+    base: Candidate
+    proposal: Proposal
+    candidate: Candidate | None = None
+    before: float | None = None
+    after: float | None = None
+    n: int = 0
+    accepted: bool = False
+    verdict: str = ""
+
+    @property
+    def open(self) -> bool:
+        """Whether it has no verdict yet."""
+        return not self.verdict

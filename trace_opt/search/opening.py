@@ -1,0 +1,298 @@
+"""How a run begins, or goes on: its row in the store, the start's scores, the parameters and who owns each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from trace_opt.core.codec import content_hash, dump_value
+from trace_opt.core.parameter import Parameter, by_name
+from trace_opt.core.rollout import Cost
+from trace_opt.errors import BudgetError, ProblemError, StoreError
+from trace_opt.search import fingerprint
+from trace_opt.search.bench import Bench, Stored
+from trace_opt.search.budget import Ledger, unpriced
+from trace_opt.search.candidate import Candidate, Score
+from trace_opt.search.defaults import default_optimizers, give_model, models_of, owners, raced
+from trace_opt.search.executors import LocalExecutor
+from trace_opt.search.rolling import Roller
+from trace_opt.search.session import Session
+from trace_opt.search.settings import Settings, announce, needs, too_small
+
+if TYPE_CHECKING:
+    from trace_opt.optim.base import Optimizer
+    from trace_opt.store.store import Saved
+    from trace_opt.store.writer import Writer
+
+
+class Opening:
+    """Begins one run, or takes one up again.
+
+    Args:
+        settings: The run's.
+        executor: Runs rollouts.
+
+    Attributes:
+        writer: Who keeps, or None.
+        ledger: Who pays.
+        bench: Runs candidates.
+        raced: Values to race, by parameter name.
+    """
+
+    ledger: Ledger
+    bench: Bench
+
+    def __init__(self, settings: Settings, executor: LocalExecutor) -> None:
+        self.settings = settings
+        self.writer: Writer | None = None
+        self.raced: Mapping[str, Sequence[Any]] = {}
+        self._executor = executor
+        self._saved: Saved | None = None
+        self._optimizers: list[Optimizer] = settings.optimizers or []
+        self._owned: dict[str, int] = {}
+        self._model = ""
+
+    def open(self) -> None:
+        """Check what can be checked before anything runs, then take the run in the store.
+
+        Raises:
+            ProblemError, LLMError, BudgetError, StoreError: nothing was run or written.
+        """
+        settings = self.settings
+        if settings.parameters is not None:
+            self._assign(settings.parameters)
+        if settings.store is not None:
+            self._take(settings)
+        saved = self._saved
+        spent = {} if saved is None else dict(saved.spend)
+        self.ledger = Ledger(
+            settings.budget, spent=spent, journal=self.writer,
+            rollouts=0 if saved is None else len(saved.rollouts), trials=0 if saved is None else _decided(saved),
+            seconds=0.0 if saved is None else saved.seconds, flights=0 if saved is None else saved.flights,
+        )  # fmt: skip
+        roller = Roller(settings.workflow, settings.guide, self.ledger, self._executor)
+        self.bench = Bench(
+            roller, self._executor, settings.data, seed=settings.seed, ledger=self.ledger, writer=self.writer,
+            floor=settings.floor, tell=settings.goals.on_event,
+        )  # fmt: skip
+        self._announce()
+
+    def _assign(self, parameters: Mapping[str, Parameter[Any]]) -> None:
+        """Find out who owns each parameter, and give models to those who ask one.
+
+        Raises:
+            ProblemError, LLMError, BudgetError: nobody does, there is no model, or its price is unknown.
+        """
+        settings = self.settings
+        if settings.optimizers is None:
+            self._optimizers = default_optimizers(parameters.values())
+        self._owned = owners(parameters.values(), self._optimizers)
+        self._model = give_model(self._optimizers, self._owned, settings.model)
+        self.raced = raced(settings.race, dict(parameters))
+        name = unpriced(models_of(self._optimizers)) if settings.budget.usd is not None else None
+        if name is not None:
+            raise BudgetError(
+                f"the price of {name!r} is unknown, so {settings.budget} cannot be kept; pass price=(in, out) to "
+                "connect(...), or limit calls or tokens instead of usd"
+            )
+        self._check_race()
+
+    def _check_race(self) -> None:
+        """Refuse a race that the budget cannot pay for."""
+        count = 1
+        for values in self.raced.values():
+            count *= len(values)
+        trials = self.settings.budget.trials
+        if trials is not None and count - 1 > trials:
+            raise BudgetError(
+                f"{self.settings.budget} cannot pay for the race of {count} combinations; set trials to {count - 1} or "
+                "more, or race fewer choices"
+            )
+
+    # -- the store ---------------------------------------------------------------------------------------------------
+
+    def _take(self, settings: Settings) -> None:
+        from trace_opt.store.store import NewRun
+
+        store = settings.store
+        if store is None:
+            return
+        if settings.resume is None:
+            from trace_opt import __version__
+
+            self.writer = store.begin(
+                NewRun(name=settings.name, seed=settings.seed, version=__version__, data=self._data())
+            )
+            return
+        saved = store.peek(settings.resume)
+        fingerprint.check(settings.resume, saved["fingerprint"], settings.fingerprint())
+        self.writer, self._saved = store.reopen(settings.resume)
+        self.writer.set(data=json.dumps(self._data(saved)))
+
+    def _data(self, saved: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What stands in the run's row about it."""
+        settings, data = self.settings, self.settings.data
+        now = {
+            "config": {**settings.config(), "origin": dict(settings.origin), "notes": list(data.notes),
+                       "concurrency": settings.concurrency},
+            "fingerprint": settings.fingerprint(), "model": self._model, "budget": settings.budget.limits,
+            "splits": {"train": len(data.train), "val": 0 if data.shared else len(data.val), "test": len(data.test)},
+            "first": data.order(settings.seed)[0],
+        }  # fmt: skip
+        if saved is not None:
+            now["parameters"] = saved.get("parameters", [])
+            now["fingerprint"] |= {"start": saved["fingerprint"].get("start", {})}
+            now["config"]["origin"] = dict(settings.origin) or saved["config"].get("origin", {})
+        return now
+
+    def _announce(self) -> None:
+        data, budget = self.settings.data, self.settings.budget
+        run = "" if self.writer is None else self.writer.run
+        val = f"{len(data.val)} to choose by" if not data.shared else "choosing by the same"
+        text = f"{self.settings.name}: {len(data.train)} training examples, {val}, {len(data.test)} to test; {budget}"
+        announce(
+            self.settings, "start", f"run {run}: {text}" if run else text, run=run, name=self.settings.name,
+            train=len(data.train), val=len(data.val), test=len(data.test), budget=budget.limits, model=self._model,
+            resumed=self._saved is not None,
+        )  # fmt: skip
+        for note in data.notes:
+            announce(self.settings, "note", note)
+
+    # -- the start ---------------------------------------------------------------------------------------------------
+
+    async def begin(self) -> Session:
+        """Score the start and make the session, at the point where an earlier one stopped.
+
+        Raises:
+            ProblemError, LLMError: a parameter that the start reached is nobody's, or there is no model.
+            BudgetError: the budget does not cover it.
+        """
+        saved = self._saved
+        scores = self._stored_scores()
+        start = Candidate(0, {}, "", scores=dict(scores.get(0, {})), accepted=True)
+        parameters = await self._scored(start)
+        if self.settings.parameters is None:
+            self._assign(parameters)
+        start.values = {name: parameter.initial for name, parameter in parameters.items()}
+        start.key = content_hash({name: dump_value(parameters[name], value) for name, value in start.values.items()})
+        start.kept = {n: replace(rollout, values=start.values) for n, rollout in start.kept.items()}
+        self.bench.parameters = parameters
+        self._check_start(parameters, start)
+        session = Session(
+            self.bench, parameters=parameters, optimizers=self._optimizers, owned=self._owned, start=start,
+            minibatch=self.settings.search.minibatch, goals=self.settings.goals, writer=self.writer,
+        )  # fmt: skip
+        if saved is not None:
+            session.restore(saved.candidates, saved.trials, saved.states, scores)
+        self._keep_start(session, parameters)
+        return session
+
+    async def _scored(self, start: Candidate) -> dict[str, Parameter[Any]]:
+        """Score the start; gives the parameters that may change."""
+        declared, bench = self.settings.parameters, self.bench
+        if declared is not None:
+            start.values = {name: parameter.initial for name, parameter in declared.items()}
+        bench.watch(on=True)
+        self.ledger.on_first = self._check_calls if self._saved is None else None
+        if not start.scores:
+            # alone, so that a mistake shows before many calls are paid for
+            await bench.score([(start, bench.order[:1])], "start")
+            self._known(declared)
+        await bench.score([(start, bench.order)], "start")
+        bench.watch(on=False)
+        return self._known(declared)
+
+    def _known(self, declared: dict[str, Parameter[Any]] | None) -> dict[str, Parameter[Any]]:
+        """The parameters that may change: those declared, else those that the start's rollouts read.
+
+        Raises:
+            ProblemError: there is none, or one is nobody's.
+        """
+        reached = self._reached()
+        if declared is not None:
+            idle = [name for name in declared if name not in reached and not declared[name].frozen]
+            if idle:
+                announce(self.settings, "note", f"the start's rollouts did not read {', '.join(map(repr, idle))}")
+            return declared
+        if not reached:
+            raise ProblemError(
+                "the workflow read no Parameter on the validation examples; read one by .value in the workflow or in an op"
+            )
+        if self.settings.optimizers is not None:
+            owners(reached.values(), self.settings.optimizers)
+        return reached
+
+    def _reached(self) -> dict[str, Parameter[Any]]:
+        """The parameters that the start's rollouts read, in the order of the examples; of earlier sessions by name."""
+        found = {p.name: p for p in by_name(self.settings.reach.parameters_named()).values()}
+        reached: dict[str, Parameter[Any]] = {}
+        for number in self.bench.order:
+            for parameter in self.bench.reached.get(number, ()):
+                reached.setdefault(parameter.name, parameter)
+            stored = self.bench.stored.get((0, number))
+            for name in json.loads(stored.data).get("reached", ()) if stored is not None else ():
+                if name not in reached and name not in found:
+                    raise StoreError(
+                        f"parameter {name!r} of the run to resume is not found in the workflow; pass parameters=[...]"
+                    )
+                reached.setdefault(name, found.get(name, reached.get(name)))  # pyright: ignore[reportArgumentType] # one of them holds it
+        return reached
+
+    def _check_calls(self, worst: Cost) -> None:
+        """Called at the first model call: refuse a number of calls that cannot pay for one proposal.
+
+        Raises:
+            BudgetError: nothing was paid yet.
+        """
+        limit = self.settings.budget.calls
+        if limit is None:
+            return
+        asking = 1 if any(models_of([optimizer]) for optimizer in self._optimizers) else 0
+        needed = {**needs(self.settings, proposing=bool(asking)), "to propose": asking}
+        if sum(needed.values()) > limit:
+            raise BudgetError(too_small(self.settings.budget, "calls", needed))
+
+    def _check_start(self, parameters: Mapping[str, Parameter[Any]], start: Candidate) -> None:
+        if self._saved is not None:
+            now = {"start": fingerprint.of_values(list(parameters.values()), start.values)}
+            fingerprint.check(self._saved.id, self._saved.data["fingerprint"], now)
+
+    def _keep_start(self, session: Session, parameters: Mapping[str, Parameter[Any]]) -> None:
+        if self.writer is None:
+            return
+        data = self._data() if self._saved is None else self._data(self._saved.data)
+        data["parameters"] = [
+            {
+                "name": name, "kind": p.kind, "start": dump_value(p, p.initial), "description": p.description,
+                "optimizer": type(self._optimizers[self._owned[name]]).__name__ if name in self._owned else "",
+            }
+            for name, p in parameters.items()
+        ]  # fmt: skip
+        data["fingerprint"]["start"] = fingerprint.of_values(list(parameters.values()), session.start.values)
+        self.writer.set(data=json.dumps(data))
+        session.keep_candidate(session.start)
+        self.writer.commit()
+
+    def _stored_scores(self) -> dict[int, dict[int, Score]]:
+        """Scores that earlier sessions left, by candidate and example; their data goes to the bench."""
+        scores: dict[int, dict[int, Score]] = {}
+        for row in self._saved.rollouts if self._saved is not None else ():
+            cost = Cost(row["calls"], row["tokens_in"], row["tokens_out"], row["usd"])
+            several = json.loads(row["data"]).get("scores")
+            score = Score(row["score"], several, cost, row["seconds"])
+            scores.setdefault(row["candidate"], {})[row["example"]] = score
+            key = row["candidate"], row["example"]
+            self.bench.stored[key] = Stored(score, row["data"], self._graph_of(*key))
+        return scores
+
+    def _graph_of(self, candidate: int, example: int) -> Callable[[], str | None]:
+        store, run = self.settings.store, "" if self._saved is None else self._saved.id
+        return lambda: None if store is None else store.graph(run, candidate, example)
+
+
+def _decided(saved: Saved) -> int:
+    """How many trials had a verdict that the state knows of."""
+    search = saved.states.get("search")
+    return 0 if search is None else sum(trial["step"] <= search["step"] for trial in saved.trials)

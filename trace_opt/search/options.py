@@ -1,0 +1,79 @@
+"""The options of `optimize`, and what a run tells while it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+if TYPE_CHECKING:
+    from trace_opt.core.parameter import Parameter
+    from trace_opt.llm.base import LLM
+    from trace_opt.optim.base import Optimizer
+    from trace_opt.search.budget import Budget, Level
+    from trace_opt.search.greedy import Greedy
+    from trace_opt.store.records import TrialRecord
+    from trace_opt.store.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something a run tells, for progress bars and logs.
+
+    Attributes:
+        kind: "start" (data: run, name, train, val, test, budget, model, parameters), "rollouts" (data: phase, done,
+            total), "proposing" (data: step, optimizer), "trial" (data: trial, a `TrialRecord`; best), "test",
+            "note", "end" (data: status, ended).
+        text: One line for people.
+        data: The same for machines.
+    """
+
+    kind: Literal["start", "rollouts", "proposing", "trial", "test", "note", "end"]
+    text: str
+    data: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+class Options(TypedDict, total=False):
+    """What `optimize` takes besides workflow, train and guide. All have defaults.
+
+    Attributes:
+        optimizers: Who proposes; by the kinds of the parameters by default.
+        parameters: What may change; by default what the start's rollouts reached.
+        val, test: Examples to choose by, and to judge by once at the end; split off `train` where left out.
+        budget: A `Budget`, or "light" (the default), "medium", "heavy": multiples of the validation set.
+        seed: Decides all chance.
+        search: How candidates are tried.
+        concurrency: Rollouts at once.
+        store: A path, URL or `Store`; None keeps nothing; `.trace_opt/runs.db` or TRACE_OPT_STORE by default.
+        resume: The id of a run to go on with.
+        race: Names of choices whose combinations are all tried first.
+        target: Stop once the validation mean is this high.
+        patience: Stop after this many trials in a row without one accepted.
+        on_trial: Called with every finished trial.
+        on_event: Called with every `Event`, from the thread that runs the search.
+        score_range: The lowest and the highest score possible; failed rollouts count as the lowest.
+        name: The problem's name in the store.
+        model: The model for optimizers that were given none; chosen from the environment by default.
+        origin: What a command line needs to load the problem again, JSON-able; kept with the run's config.
+    """
+
+    optimizers: Sequence[Optimizer] | None
+    parameters: Sequence[Parameter[Any]] | None
+    val: Sequence[Any] | None
+    test: Sequence[Any] | None
+    budget: Budget | Level
+    seed: int
+    search: Greedy
+    concurrency: int
+    store: str | Path | Store | None
+    resume: str | None
+    race: Sequence[str]
+    target: float | None
+    patience: int | None
+    on_trial: Callable[[TrialRecord], object] | None
+    on_event: Callable[[Event], object] | None
+    score_range: tuple[float, float] | None
+    name: str
+    model: str | LLM | None
+    origin: Mapping[str, Any]

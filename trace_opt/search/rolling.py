@@ -1,0 +1,190 @@
+"""One rollout: the workflow recorded on one example under one candidate's values, then the guide's word on its output.
+
+What the workflow raises is data: it becomes feedback. What the guide raises is the user's mistake and goes up, as do
+misuse of tracing, a spent budget and a key that does not work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from trace_opt.core.binding import bind
+from trace_opt.core.context import in_force
+from trace_opt.core.feedback import Feedback, Guide
+from trace_opt.core.rollout import Rollout
+from trace_opt.core.tracer import plain, record
+from trace_opt.errors import FeedbackError, OpError
+from trace_opt.llm.meter import charging
+
+if TYPE_CHECKING:
+    from trace_opt.core.graph import Graph
+    from trace_opt.core.node import Failure, Node
+    from trace_opt.search.budget import Account, Ledger
+    from trace_opt.search.executors import LocalExecutor
+
+_PACKAGE = str(Path(__file__).parents[1])
+_LONGEST_TRACEBACK = 2000
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """One rollout to run.
+
+    Attributes:
+        candidate: The number of the candidate; -1 for values that are no candidate.
+        values: Its values by full parameter name.
+        number, example: The example.
+        name: What messages call the example.
+        seed: The rollout's seed.
+        keep: Whether the graph is wanted.
+    """
+
+    candidate: int
+    values: Mapping[str, Any]
+    number: int
+    example: Any
+    name: str
+    seed: int
+    keep: bool = False
+
+    def __str__(self) -> str:
+        return f"candidate {self.candidate}, {self.name}"
+
+
+class Roller:
+    """Runs rollouts of one workflow under one guide, each paid for by an account of its own.
+
+    Args:
+        workflow: Sync or async function of an example.
+        guide: `(output, example) -> Feedback`, sync or async.
+        ledger: Who pays.
+        executor: Lends threads to the guide of an async workflow.
+    """
+
+    def __init__(self, workflow: Callable[..., Any], guide: Guide, ledger: Ledger, executor: LocalExecutor) -> None:
+        self.workflow = workflow
+        self.guide = guide
+        self.ledger = ledger
+        self.seen: Callable[[Job, Graph], None] | None = None  # shown every recording that has ended
+        self._executor = executor
+        self.is_async = is_async(workflow)
+        self._guide_is_async = is_async(guide)
+
+    def run(self, job: Job) -> tuple[Rollout, Account]:
+        """A rollout of a sync workflow."""
+        account = self.ledger.account("workflow", job)
+        began = perf_counter()
+        args, keywords = bind(self.workflow, job.example)
+        with charging(account):
+            try:
+                with record(job.values, job.seed, grad=False) as graph:  # pyright: ignore[reportArgumentType] # only read
+                    output = self.workflow(*args, **keywords)
+                    if inspect.isawaitable(output):
+                        output = asyncio.run(_awaited(output))
+                    node = graph.output(output) if job.keep else None
+            except OpError as error:
+                self._show(job, error.graph)
+                return failed(job, error, account, perf_counter() - began), account
+            self._show(job, graph)
+            output = plain(output)
+            feedback = self._said(job, output, account)
+        return done(job, graph, node, output, feedback, account, perf_counter() - began), account
+
+    async def arun(self, job: Job) -> tuple[Rollout, Account]:
+        """A rollout of an async workflow."""
+        account = self.ledger.account("workflow", job)
+        began = perf_counter()
+        args, keywords = bind(self.workflow, job.example)
+        with charging(account):
+            try:
+                with record(job.values, job.seed, grad=False) as graph:  # pyright: ignore[reportArgumentType] # only read
+                    output = await self.workflow(*args, **keywords)
+                    node = graph.output(output) if job.keep else None
+            except OpError as error:
+                self._show(job, error.graph)
+                return failed(job, error, account, perf_counter() - began), account
+            self._show(job, graph)
+            output = plain(output)
+            # a guide that asks a model would hold up the loop
+            feedback = await self._executor.in_thread(lambda: self._said(job, output, account))
+        return done(job, graph, node, output, feedback, account, perf_counter() - began), account
+
+    def _show(self, job: Job, graph: Graph) -> None:
+        if self.seen is not None:
+            self.seen(job, graph)
+
+    def _said(self, job: Job, output: Any, account: Account) -> Feedback:
+        """The guide's feedback.
+
+        Raises:
+            FeedbackError: it holds no finite score.
+            Exception: what the guide raised, with the example named.
+        """
+        account.role = "guide"
+        try:
+            with in_force(job.values, job.seed):
+                said: Any = self.guide(output, job.example)
+                if self._guide_is_async or inspect.isawaitable(said):
+                    said = asyncio.run(_awaited(said))
+            feedback = Feedback.of(said)
+        except FeedbackError as error:
+            raise FeedbackError(f"{error} (from the guide, on {job.name})") from error
+        except Exception as error:
+            error.add_note(f"raised by the guide on {job.name}")
+            raise
+        if feedback.value is None:
+            raise FeedbackError(
+                f"the guide returned {said!r:.60} on {job.name}, which holds no score; return a number (greater is "
+                "better), or a Feedback with a score"
+            )
+        return feedback
+
+
+async def _awaited(work: Awaitable[Any]) -> Any:
+    return await work
+
+
+def is_async(fn: Any) -> bool:
+    """Whether calling a function gives something to await."""
+    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004 # the method itself is asked about
+
+
+def done(
+    job: Job, graph: Graph, node: Node[Any] | None, output: Any, feedback: Feedback, account: Account, seconds: float
+) -> Rollout:
+    """The rollout of a workflow that came through."""
+    return Rollout(
+        example=job.example, values=job.values, seed=job.seed, graph=graph if job.keep else None, node=node,
+        output=output if job.keep else None, feedback=feedback, cost=account.cost, seconds=seconds,
+    )  # fmt: skip
+
+
+def failed(job: Job, error: OpError, account: Account, seconds: float) -> Rollout:
+    """The rollout of a workflow that raised: the failure is its feedback, the failed op call what it is about."""
+    failure: Failure = error.node.value
+    said = f"{failure.type}: {failure.message}" if failure.message else failure.type
+    text = f"the workflow failed with {said}"
+    where = own_lines(failure.traceback)
+    return Rollout(
+        example=job.example, values=job.values, seed=job.seed, graph=error.graph if job.keep else None,
+        node=error.node if job.keep else None, feedback=Feedback(text=f"{text}\n{where}" if where else text),
+        error=said, cost=account.cost, seconds=seconds,
+    )  # fmt: skip
+
+
+def own_lines(traceback: str) -> str:
+    """A traceback's frames in the user's own code, innermost last."""
+    frames: list[str] = []
+    for line in traceback.splitlines():
+        if line.startswith('  File "'):
+            frames.append(line)
+        elif line.startswith("    ") and frames:
+            frames[-1] += "\n" + line
+    own = [f for f in frames if _PACKAGE not in f and '"<trace ' not in f]
+    return "\n".join(own)[-_LONGEST_TRACEBACK:]

@@ -1,0 +1,477 @@
+"""One search under way: its candidates, its trials, whose turn it is, and what of all that is on disk.
+
+A search strategy asks a session for proposals, has them scored, and gives each a verdict; the session does the rest in
+one order of effect, so that a run repeats, and goes on after a kill, bit for bit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from trace_opt.core.codec import content_hash, decode, dump_value, encode, restore_value
+from trace_opt.core.context import in_force
+from trace_opt.core.parameter import Parameter
+from trace_opt.core.rollout import Cost, Rollout, Rollouts
+from trace_opt.errors import LLMError, ReplyError
+from trace_opt.llm.meter import charging
+from trace_opt.optim.base import Optimizer, Outcome, Proposal, Trial
+from trace_opt.search import statistics
+from trace_opt.search.bench import LONG_S, Bench
+from trace_opt.search.candidate import Attempt, Candidate, Score
+from trace_opt.search.options import Event
+from trace_opt.search.splits import rollout_seed
+from trace_opt.search.statistics import Paired
+from trace_opt.store.records import TrialRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from trace_opt.store.writer import Writer
+
+UNJUDGED = "the budget was spent before it was judged"
+
+_MOST_FAILURES = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goals:
+    """When to stop before the budget does, and whom to tell.
+
+    Attributes:
+        target: Stop at this validation mean.
+        patience: Stop after this many trials in a row without one accepted.
+        on_trial: Called with every finished trial.
+        on_event: Called with every event.
+    """
+
+    target: float | None = None
+    patience: int | None = None
+    on_trial: Callable[[TrialRecord], object] | None = None
+    on_event: Callable[[Event], object] | None = None
+
+
+class Session:
+    """A search under way.
+
+    Args:
+        bench: Runs candidates.
+        parameters: What may change, by full name, frozen ones included.
+        optimizers: Who proposes.
+        owned: The place of each parameter's optimizer in `optimizers`.
+        start: The candidate of the starting values, already scored.
+        minibatch: Training rollouts that a proposal is made from.
+        goals: When to stop, whom to tell.
+        writer: Who keeps, or None.
+
+    Attributes:
+        candidates: By number.
+        incumbent: The candidate that the search builds on.
+        attempts: All proposals so far, in order.
+        step: Steps done; the race is step 0.
+    """
+
+    def __init__(
+        self, bench: Bench, *, parameters: Mapping[str, Parameter[Any]], optimizers: Sequence[Optimizer],
+        owned: Mapping[str, int], start: Candidate, minibatch: int, goals: Goals, writer: Writer | None = None,
+    ) -> None:  # fmt: skip
+        self.bench = bench
+        self.parameters = dict(parameters)
+        self.optimizers = list(optimizers)
+        self.owned = dict(owned)
+        self.start = self.incumbent = start
+        self.candidates: dict[int, Candidate] = {start.id: start}
+        self.attempts: list[Attempt] = []
+        self.history: list[Trial] = []
+        self.step = -1
+        self._by_key = {start.key: start}
+        self._minibatch = minibatch
+        self._goals = goals
+        self._writer = writer
+        self._idle = 0
+        self._failures = 0
+        self._since = 0
+        self._resumed: dict[tuple[int, int], Attempt] = {}
+        self._turn_of = sorted(set(owned.values()))
+        self._changed: set[int] = set()  # optimizers whose state is not on disk
+        self._left: Mapping[int, Mapping[int, Score]] = {}
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The validation examples in the one order in which every candidate meets them."""
+        return self.bench.order
+
+    # -- stopping ----------------------------------------------------------------------------------------------------
+
+    def why_stop(self) -> str | None:
+        """Why the search should go no further, or None."""
+        target, patience = self._goals.target, self._goals.patience
+        if target is not None and self.mean_of(self.incumbent) >= target:
+            return f"the target of {target:g} is reached"
+        if patience is not None and self._since >= patience:
+            return f"no trial was accepted among the last {self._since}"
+        if self._idle >= max(3, len(self._turn_of)):
+            return "no optimizer has anything left to propose"
+        if not self.bench.ledger.may_try():
+            return f"the budget of {self.bench.ledger.budget.trials} trials is spent"
+        if not self._turn_of:
+            return "every parameter is frozen"
+        return None
+
+    def best(self) -> Candidate:
+        """The candidate of the greatest shrunken mean among those tried on all validation examples."""
+        whole = [c for c in self.candidates.values() if c.accepted and all(n in c.scores for n in self.order)]
+        shrunk = statistics.shrunken([self.mean_of(c) for c in whole], [len(self.order)] * len(whole))
+        top = max(shrunk)
+        return next(c for c, mean in zip(reversed(whole), reversed(shrunk), strict=True) if mean >= top - 1e-12)
+
+    def mean_of(self, candidate: Candidate) -> float:
+        """A candidate's mean score over the validation examples it was tried on."""
+        return statistics.mean(candidate.on(candidate.known(self.order)), self.bench.floor)
+
+    # -- proposing ---------------------------------------------------------------------------------------------------
+
+    async def propose(self, width: int) -> list[Attempt]:
+        """Ask for proposals at once; they come back in order of their slots, fewer where there is nothing to propose.
+
+        Args:
+            width: How many.
+
+        Raises:
+            BudgetError: the budget does not cover the rollouts or calls that proposing takes.
+        """
+        step = self.step + 1
+        trials = self.bench.ledger.budget.trials
+        left = width if trials is None else min(width, trials - self.bench.ledger.trials)
+        slots = range(max(0, left))
+        first = max((a.number for a in self.attempts), default=0) + 1
+        await self._minibatches([slot for slot in slots if (step, slot) not in self._resumed], step)
+        asked = [self._one(step, slot, first + slot) for slot in slots]
+        results = await asyncio.gather(*asked, return_exceptions=True)
+        attempts = [result for result in results if isinstance(result, Attempt)]
+        self.attempts.extend(attempts)
+        for result in results:
+            if isinstance(result, BaseException):
+                self.abandon(UNJUDGED)
+                raise result
+        for _ in attempts:
+            self.bench.ledger.take_trial()
+        self.step = step
+        self._resumed.clear()
+        self._idle = 0 if attempts else self._idle + 1
+        return attempts
+
+    async def _minibatches(self, slots: Sequence[int], step: int) -> None:
+        wanted = [
+            (self.incumbent, self._numbers(step, slot)) for slot in slots if _wants_rollouts(self._first(step, slot))
+        ]
+        if wanted:
+            await self.bench.rollouts(wanted, "minibatch")
+
+    def _numbers(self, step: int, slot: int) -> tuple[int, ...]:
+        return self.bench.data.minibatch(self.bench.seed, step, slot, self._minibatch)
+
+    def _turns(self, step: int, slot: int) -> list[Optimizer]:
+        """The optimizers in the order in which they are asked: they take turns."""
+        count = len(self._turn_of)
+        shift = (step - 1 + slot) % count
+        return [self.optimizers[i] for i in self._turn_of[shift:] + self._turn_of[:shift]]
+
+    def _first(self, step: int, slot: int) -> Optimizer:
+        return self._turns(step, slot)[0]
+
+    async def _one(self, step: int, slot: int, number: int) -> Attempt | None:
+        """One proposal as an attempt: the first optimizer in turn that has something to propose."""
+        resumed = self._resumed.get((step, slot))
+        if resumed is not None:
+            return resumed
+        for optimizer in self._turns(step, slot):
+            attempt = await self._ask(optimizer, step, slot, number)
+            if attempt is not None:
+                return attempt
+        return None
+
+    async def _ask(self, optimizer: Optimizer, step: int, slot: int, number: int) -> Attempt | None:
+        name = type(optimizer).__name__
+        base = self.incumbent
+        seed = rollout_seed(self.bench.seed, f"proposal/{step}/{slot}")
+        self._tell("proposing", f"step {step}: asking {name}", step=step, optimizer=name)
+        items: list[Rollout] = []
+        if _wants_rollouts(optimizer):
+            numbers = self._numbers(step, slot)
+            await self.bench.rollouts([(base, numbers)], "minibatch")
+            items = [base.kept[n] for n in numbers]
+        account = self.bench.ledger.account("optimizer", f"proposal {number} by {name}")
+        accounts = [account]
+
+        async def run(values: Mapping[str, Any], examples: Sequence[Any]) -> list[Rollout]:
+            rollouts, spent = await self.bench.unsaved({**base.values, **values}, examples)
+            accounts.extend(spent)
+            return rollouts
+
+        data = self.bench.data
+        rollouts = Rollouts(items, train=[data.examples[n] for n in data.train], seed=seed, run=run)
+        mine = [p for p in self.parameters.values() if self._owner(p) is optimizer]
+        began = time.monotonic()
+        verdict = ""
+        try:
+            with charging(account), in_force(base.values, seed):
+                proposal = await optimizer.propose(mine, rollouts, tuple(self.history))
+            self._failures = 0
+        except (ReplyError, LLMError) as error:
+            proposal, verdict = Proposal(reason=str(error)), self._failure(error)
+        attempt = self._attempt(optimizer, base, proposal, number, step, slot, verdict)
+        self._book(attempt, optimizer, accounts, now=time.monotonic() - began >= LONG_S)
+        return attempt
+
+    def _owner(self, parameter: Parameter[Any]) -> Optimizer | None:
+        place = self.owned.get(parameter.name)
+        return None if place is None else self.optimizers[place]
+
+    def _failure(self, error: ReplyError | LLMError) -> str:
+        """The verdict on a proposal that could not be had.
+
+        Raises:
+            LLMError: no later one will fare better, or several failed in a row.
+        """
+        if isinstance(error, LLMError):
+            self._failures += 1
+            if error.lasting or self._failures >= _MOST_FAILURES:
+                raise error
+        return f"no usable proposal: {error}"
+
+    def _attempt(
+        self, optimizer: Optimizer, base: Candidate, proposal: Proposal, number: int, step: int, slot: int, verdict: str
+    ) -> Attempt | None:  # fmt: skip
+        """A proposal as an attempt; None where it proposes nothing."""
+        if not proposal.values and not verdict:
+            return None
+        attempt = Attempt(number, step, slot, optimizer, type(optimizer).__name__, base, proposal, verdict=verdict)
+        objection = self._objection(proposal, optimizer)
+        if objection:
+            attempt.verdict, attempt.proposal = objection, replace(proposal, values={})
+        elif attempt.open:
+            self.put(attempt, {**base.values, **proposal.values})
+        return attempt
+
+    def _objection(self, proposal: Proposal, optimizer: Optimizer) -> str:
+        """What is wrong with the values proposed; "" where nothing is."""
+        for name, value in proposal.values.items():
+            parameter = self.parameters.get(name)
+            if parameter is None or self._owner(parameter) is not optimizer:
+                return f"not allowed: {type(optimizer).__name__} does not own a parameter {name!r}"
+            try:
+                parameter.check(value)
+            except ValueError as error:
+                return f"not allowed: {error}"
+        return ""
+
+    def put(self, attempt: Attempt, values: dict[str, Any]) -> None:
+        """Make the candidate of an attempt, or find the one that has its values already."""
+        key = self.key_of(values)
+        known = self._by_key.get(key)
+        if known is not None:
+            attempt.candidate = known
+            return
+        made = Candidate(
+            attempt.number, values, key, (attempt.base.id,), attempt.step, attempt.optimizer,
+            scores=dict(self._left.get(attempt.number, {})),
+        )  # fmt: skip
+        attempt.candidate = self.candidates[made.id] = self._by_key[key] = made
+
+    def key_of(self, values: Mapping[str, Any]) -> str:
+        """The hash of complete values."""
+        return content_hash({name: dump_value(self.parameters[name], value) for name, value in values.items()})
+
+    def is_new(self, attempt: Attempt) -> bool:
+        """Whether an attempt's values were not tried before."""
+        return attempt.candidate is not None and attempt.candidate.id == attempt.number
+
+    # -- verdicts ----------------------------------------------------------------------------------------------------
+
+    def compare(self, attempt: Attempt, numbers: Sequence[int], against: Candidate | None = None) -> Paired:
+        """Compare an attempt's candidate with the incumbent on examples both were run on, and note the means."""
+        before = (against or self.incumbent).on(numbers)
+        candidate = attempt.candidate
+        after = candidate.on(numbers) if candidate is not None else before
+        floor = self.bench.floor
+        attempt.before, attempt.after = statistics.mean(before, floor), statistics.mean(after, floor)
+        attempt.n = len(numbers)
+        return statistics.paired(before, after)
+
+    def accept(self, attempt: Attempt, verdict: str) -> None:
+        """Build on an attempt's candidate from now on."""
+        attempt.accepted, attempt.verdict = True, verdict
+        if attempt.candidate is not None:
+            self.incumbent.kept.clear()
+            self.incumbent = attempt.candidate
+            self.incumbent.accepted = True
+
+    def conclude(self, attempts: Sequence[Attempt]) -> None:
+        """Tell optimizers, history and store what came of attempts, in their order, in one transaction."""
+        for attempt in attempts:
+            outcome = Outcome(attempt.before, attempt.after, attempt.accepted)
+            self.history.append(Trial(attempt.optimizer, attempt.base.values, attempt.proposal, outcome))
+            if attempt.by is not None:
+                attempt.by.observe(attempt.proposal, outcome)
+                self._changed.add(self.optimizers.index(attempt.by))
+            self._since = 0 if attempt.accepted else self._since + 1
+            self._keep_attempt(attempt)
+        self.save()
+        for attempt in attempts:
+            if attempt.candidate is not None and attempt.candidate is not self.incumbent:
+                attempt.candidate.kept.clear()
+            self._announce(attempt)
+
+    def abandon(self, why: str) -> None:
+        """Give the attempts that are open a verdict here; in the store they stay open, for a resumed run to judge."""
+        for attempt in self.attempts:
+            if attempt.open:
+                attempt.verdict = why
+
+    def _announce(self, attempt: Attempt) -> None:
+        record = record_of(attempt)
+        after = "-" if attempt.after is None else f"{attempt.after:.3f}"
+        before = "-" if attempt.before is None else f"{attempt.before:.3f}"
+        text = f"trial {attempt.number} ({attempt.optimizer}): {before} -> {after} on {attempt.n}, {attempt.verdict}"
+        self._tell("trial", text, trial=record, best=self.mean_of(self.incumbent))
+        if self._goals.on_trial is not None:
+            self._goals.on_trial(record)
+
+    def _tell(self, kind: Any, text: str, **data: Any) -> None:
+        if self._goals.on_event is not None:
+            self._goals.on_event(Event(kind, text, data))
+
+    # -- keeping -----------------------------------------------------------------------------------------------------
+
+    def _book(self, attempt: Attempt | None, optimizer: Optimizer, accounts: Sequence[Any], *, now: bool) -> None:
+        """Keep a proposal with what it cost; at once where it paid or took long."""
+        total = sum((account.cost for account in accounts), Cost())
+        if self._writer is not None:
+            for account in accounts:
+                self._writer.spend(account.spend, account.flights)
+            if attempt is not None:
+                self._keep_attempt(attempt)
+            place = self.optimizers.index(optimizer)
+            self._writer.state(f"optimizer {place}", optimizer.state_dict())
+            if now or total.calls:
+                self._writer.commit()
+        for account in accounts:
+            self.bench.ledger.land(account)
+
+    def _keep_attempt(self, attempt: Attempt) -> None:
+        writer = self._writer
+        if writer is None:
+            return
+        if attempt.candidate is not None and (self.is_new(attempt) or attempt.accepted):
+            self.keep_candidate(attempt.candidate)
+        proposal = attempt.proposal
+        data = {
+            "changed": {n: dump_value(self.parameters[n], v) for n, v in proposal.values.items()},
+            "reason": proposal.reason, "notes": encode(dict(proposal.notes)),
+            "by": None if attempt.by is None else self.optimizers.index(attempt.by),
+        }  # fmt: skip
+        writer.trial(
+            attempt.number, step=attempt.step, slot=attempt.slot, optimizer=attempt.optimizer, base=attempt.base.id,
+            candidate=None if attempt.candidate is None else attempt.candidate.id, data=data, before=attempt.before,
+            after=attempt.after, n=attempt.n, accepted=attempt.accepted, verdict=attempt.verdict,
+        )  # fmt: skip
+
+    def keep_candidate(self, candidate: Candidate) -> None:
+        """Keep a candidate as it stands, its graph too once it was accepted, with the next commit."""
+        if self._writer is None:
+            return
+        known = candidate.known(self.order)
+        scores = candidate.on(known)
+        self._writer.candidate(
+            candidate.id, step=candidate.step, optimizer=candidate.optimizer, parents=candidate.parents,
+            values={n: dump_value(self.parameters[n], v) for n, v in candidate.values.items()}, key=candidate.key,
+            mean=statistics.mean(scores, self.bench.floor) if scores else None, n=len(scores),
+            failed=sum(score is None for score in scores), accepted=candidate.accepted,
+        )  # fmt: skip
+        if candidate.accepted and candidate.graph is not None:
+            self._writer.graph(candidate.id, self.order[0], candidate.graph.to_json())
+
+    def save(self) -> None:
+        """Commit what happened since the last time, with the state to go on from."""
+        if self._writer is None:
+            return
+        for place in self._changed:
+            self._writer.state(f"optimizer {place}", self.optimizers[place].state_dict())
+        self._changed.clear()
+        state = {
+            "step": self.step, "incumbent": self.incumbent.id, "idle": self._idle, "failures": self._failures,
+            "since": self._since, "lowest": encode(self.bench.lowest),
+        }  # fmt: skip
+        self._writer.state("search", state)
+        self._writer.set(best=self.incumbent.id)
+        self._writer.commit()
+
+    def restore(self, candidates: Sequence[Mapping[str, Any]], trials: Sequence[Mapping[str, Any]],
+                states: Mapping[str, Any], scores: Mapping[int, Mapping[int, Score]]) -> None:  # fmt: skip
+        """Go back to where an earlier session stopped.
+
+        Args:
+            candidates, trials: Rows of the store.
+            states: By part.
+            scores: By candidate, then example.
+        """
+        search = states.get("search")
+        self._left = scores
+        for row in candidates:
+            if row["id"] != self.start.id and (search is not None or row["step"] > 0):
+                self._restore_candidate(row, scores)
+        if search is None:
+            return
+        self.step, self._idle, self._since = search["step"], search["idle"], search["since"]
+        self._failures, self.bench.lowest = search["failures"], decode(search["lowest"])
+        self.incumbent = self.candidates[search["incumbent"]]
+        for row in trials:
+            attempt = self._restored_attempt(row)
+            if attempt.step > self.step:
+                self._resumed[attempt.step, attempt.slot] = attempt
+            else:
+                self.attempts.append(attempt)
+                outcome = Outcome(attempt.before, attempt.after, attempt.accepted)
+                self.history.append(Trial(attempt.optimizer, attempt.base.values, attempt.proposal, outcome))
+        for place in self._turn_of:
+            if f"optimizer {place}" in states:
+                self.optimizers[place].load_state_dict(states[f"optimizer {place}"])
+
+    def _restore_candidate(self, row: Mapping[str, Any], scores: Mapping[int, Mapping[int, Score]]) -> None:
+        values = {name: restore_value(self.parameters[name], data) for name, data in row["data"].items()}
+        made = Candidate(
+            row["id"], values, row["values_hash"], tuple(json.loads(row["parents"])), row["step"], row["optimizer"],
+            scores=dict(scores.get(row["id"], {})), accepted=bool(row["accepted"]),
+        )  # fmt: skip
+        self.candidates[made.id] = self._by_key[made.key] = made
+
+    def _restored_attempt(self, row: Mapping[str, Any]) -> Attempt:
+        data = row["data"]
+        changed = {name: restore_value(self.parameters[name], value) for name, value in data["changed"].items()}
+        by = data["by"]
+        return Attempt(
+            row["number"], row["step"], row["slot"], None if by is None else self.optimizers[by], row["optimizer"],
+            self.candidates[row["base"]], Proposal(changed, data["reason"], decode(data["notes"])),
+            None if row["candidate"] is None else self.candidates[row["candidate"]], row["before"], row["after"],
+            row["n"], bool(row["accepted"]), row["verdict"],
+        )  # fmt: skip
+
+
+def _wants_rollouts(optimizer: Optimizer) -> bool:
+    """Whether an optimizer would read rollouts now; one that only searches says no with `wants_rollouts = False`."""
+    return bool(getattr(optimizer, "wants_rollouts", True))
+
+
+def record_of(attempt: Attempt) -> TrialRecord:
+    """An attempt as data."""
+    return TrialRecord(
+        number=attempt.number, step=attempt.step, optimizer=attempt.optimizer, base=attempt.base.id,
+        candidate=None if attempt.candidate is None else attempt.candidate.id, changed=dict(attempt.proposal.values),
+        reason=attempt.proposal.reason, notes=dict(attempt.proposal.notes), before=attempt.before, after=attempt.after,
+        n=attempt.n, accepted=attempt.accepted, verdict=attempt.verdict,
+    )  # fmt: skip

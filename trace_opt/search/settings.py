@@ -1,0 +1,240 @@
+"""The options of `optimize` settled and checked, before anything is run or written."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from trace_opt.core.feedback import Guide
+from trace_opt.core.module import Module
+from trace_opt.core.parameter import Parameter, by_name
+from trace_opt.errors import BudgetError, ProblemError
+from trace_opt.search import fingerprint
+from trace_opt.search.budget import Budget, resolve, unpriced
+from trace_opt.search.defaults import models_of
+from trace_opt.search.greedy import Greedy
+from trace_opt.search.options import Event, Options
+from trace_opt.search.session import Goals
+from trace_opt.search.sources import Reach
+from trace_opt.search.splits import Data, split
+
+if TYPE_CHECKING:
+    from trace_opt.llm.base import LLM
+    from trace_opt.optim.base import Optimizer
+    from trace_opt.search.greedy import Search
+    from trace_opt.store.store import Store
+
+_DEFAULT: Any = object()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a run runs under.
+
+    Attributes:
+        workflow, guide: Functions.
+        data: The examples, laid out.
+        seed: The run's seed.
+        budget: With a level resolved.
+        search: How candidates are tried.
+        optimizers: As given, or None for those of the parameters' kinds.
+        parameters: As given, by name, or None for those that the start reaches.
+        model: As given.
+        race: As given.
+        goals: When to stop, whom to tell.
+        concurrency: Rollouts at once.
+        store: Where to keep, or None.
+        resume: The run to go on with, or None.
+        score_range: As given.
+        name: The problem's name.
+        origin: What a command line needs to load the problem again, JSON-able.
+        reach: What workflow and guide are made of.
+    """
+
+    workflow: Callable[..., Any]
+    guide: Guide
+    data: Data
+    seed: int
+    budget: Budget
+    search: Search
+    optimizers: list[Optimizer] | None
+    parameters: dict[str, Parameter[Any]] | None
+    model: str | LLM | None
+    race: tuple[str, ...]
+    goals: Goals
+    concurrency: int
+    store: Store | None
+    resume: str | None
+    score_range: tuple[float, float] | None
+    name: str
+    origin: Mapping[str, Any]
+    reach: Reach
+
+    @property
+    def floor(self) -> float | None:
+        """The lower end of the score range."""
+        return None if self.score_range is None else float(self.score_range[0])
+
+    def config(self) -> dict[str, Any]:
+        """The settings that decide the run's course, JSON-able, for people and for the fingerprint."""
+        return {
+            "seed": self.seed, "search": repr(self.search), "race": list(self.race),
+            "score_range": None if self.score_range is None else list(self.score_range),
+            "target": self.goals.target, "patience": self.goals.patience,
+        }  # fmt: skip
+
+    def fingerprint(self) -> dict[str, dict[str, Any]]:
+        """What a resumed run must share; the starting values join once they are known."""
+        found = {"examples": fingerprint.of_examples(self.data), "sources": dict(self.reach.hashes), "settings": self.config()}
+        if self.optimizers is not None:
+            found["settings"]["optimizers"] = [fingerprint.of_optimizer(o) for o in self.optimizers]
+        return found
+
+
+def settle(workflow: Any, train: Any, guide: Any, options: Options) -> Settings:
+    """Check what `optimize` was given.
+
+    Raises:
+        ProblemError, BudgetError, StoreError, TraceError: one sentence about the first thing that makes no sense.
+    """
+    _check_names(options)
+    for what, value in (("workflow", workflow), ("guide", guide)):
+        if not callable(value):
+            raise ProblemError(f"the {what} is {value!r:.60}, which cannot be called; pass a function")
+    store = _store(options)
+    resume = options.get("resume")
+    seed, budget_given = _of_saved_run(options, store, resume)
+    data = split(train, options.get("val"), options.get("test"), seed)
+    budget = resolve(budget_given, val=len(data.val), test=len(data.test))
+    optimizers = options.get("optimizers")
+    settings = Settings(
+        workflow=workflow, guide=guide, data=data, seed=seed, budget=budget, search=options.get("search") or Greedy(),
+        optimizers=None if optimizers is None else list(optimizers), parameters=_parameters(options.get("parameters")),
+        model=options.get("model"), race=tuple(options.get("race") or ()), goals=_goals(options),
+        concurrency=_whole("concurrency", options.get("concurrency", 8)), store=store, resume=resume,
+        score_range=_range(options.get("score_range")),
+        name=options.get("name") or getattr(workflow, "__name__", type(workflow).__name__),
+        origin=options.get("origin") or {}, reach=Reach({"the workflow": workflow, "the guide": guide}),
+    )  # fmt: skip
+    _check_budget(settings)
+    return settings
+
+
+def _check_names(options: Options) -> None:
+    known = Options.__optional_keys__
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
+            raise ProblemError(f"optimize has no option {name!r}; {hint}")
+
+
+def _store(options: Options) -> Store | None:
+    where = options.get("store", _DEFAULT)
+    if where is None:
+        if options.get("resume"):
+            raise ProblemError(f"resume={options.get('resume')!r} needs a store; leave store=None out")
+        return None
+    from trace_opt.store.store import open_store
+
+    return open_store(None if where is _DEFAULT else where)
+
+
+def _of_saved_run(options: Options, store: Store | None, resume: str | None) -> tuple[int, Any]:
+    """The seed and the budget: as given, else those of the run to go on with, else the defaults."""
+    seed, budget = options.get("seed"), options.get("budget")
+    if resume and store is not None and (seed is None or budget is None):
+        saved = store.peek(resume)
+        seed = saved["config"]["seed"] if seed is None else seed
+        budget = Budget(**saved["budget"]) if budget is None and saved["budget"] else budget
+    if isinstance(seed, bool) or not isinstance(seed, (int, type(None))):
+        raise ProblemError(f"seed is {seed!r}; give a whole number")
+    return seed or 0, "light" if budget is None else budget
+
+
+def _parameters(given: Any) -> dict[str, Parameter[Any]] | None:
+    if given is None:
+        return None
+    if isinstance(given, Module):
+        return given.named_parameters()
+    found = list(cast("Sequence[Any]", given.values() if isinstance(given, Mapping) else given))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+    for item in found:
+        if not isinstance(item, Parameter):
+            raise ProblemError(f"parameters holds {item!r:.60}, which is no Parameter; pass Parameters or a Module")
+    if not found:
+        raise ProblemError("parameters is empty; leave it out for those that the workflow reads")
+    return by_name(found)
+
+
+def _goals(options: Options) -> Goals:
+    patience = options.get("patience")
+    return Goals(
+        target=options.get("target"), patience=None if patience is None else _whole("patience", patience),
+        on_trial=options.get("on_trial"), on_event=options.get("on_event"),
+    )  # fmt: skip
+
+
+def _whole(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ProblemError(f"{name} is {value!r}; give a whole number of at least 1")
+    return value
+
+
+def _range(given: Any) -> tuple[float, float] | None:
+    if given is None:
+        return None
+    low, high = given
+    if not low < high:
+        raise ProblemError(f"score_range is {given!r}; give the lowest and the highest score possible")
+    return float(low), float(high)
+
+
+def needs(settings: Settings, *, proposing: bool) -> dict[str, int]:
+    """How many rollouts one proposal takes at least, by what for.
+
+    Args:
+        settings: The run's.
+        proposing: Whether its minibatch counts.
+    """
+    data, first = settings.data, settings.search.boundaries(len(settings.data.val))[0]
+    batch = 0 if data.shared or not proposing else min(settings.search.minibatch, len(data.train))
+    return {"to score the start": len(data.val), "to propose from": batch, "to try a proposal": first,
+            "for the test": 2 * len(data.test)}  # fmt: skip
+
+
+def _check_budget(settings: Settings) -> None:
+    """Refuse a budget that cannot pay for one proposal, as far as can be told before anything runs.
+
+    Raises:
+        BudgetError: it cannot, or a model's price is unknown.
+    """
+    budget = settings.budget
+    if budget.usd is not None:
+        held = [*models_of(settings.optimizers or ()), *settings.reach.models, settings.model]
+        name = unpriced(held)
+        if name is not None:
+            raise BudgetError(
+                f"the price of {name!r} is unknown, so {budget} cannot be kept; pass price=(in, out) to connect(...), "
+                "or limit calls or tokens instead of usd"
+            )
+    if settings.resume is None:
+        needed = {what: count for what, count in needs(settings, proposing=True).items() if count}
+        if budget.rollouts is not None and sum(needed.values()) > budget.rollouts:
+            raise BudgetError(too_small(budget, "rollouts", needed))
+
+
+def too_small(budget: Budget, name: str, needed: Mapping[str, int]) -> str:
+    """The message about a budget that cannot pay for one proposal."""
+    listed = [f"{count} {what}" for what, count in needed.items() if count]
+    return (
+        f"{budget} cannot pay for one proposal: {', '.join(listed[:-1])} and {listed[-1]}; set {name} to "
+        f"{sum(needed.values())} or more"
+    )
+
+
+def announce(settings: Settings, kind: Any, text: str, **data: Any) -> None:
+    """Tell an event to whoever listens."""
+    if settings.goals.on_event is not None:
+        settings.goals.on_event(Event(kind, text, data))

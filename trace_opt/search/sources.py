@@ -1,0 +1,182 @@
+"""What a problem is made of, found without running it: the functions that its workflow and guide reach, and Parameters.
+
+A resumed run must be the same problem. What is compared are hashes of source texts and constants, by name, so that a
+refusal can say what changed. Only the user's own code is looked at, never the standard library, installed packages or
+trace_opt itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import sys
+import sysconfig
+import textwrap
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+from trace_opt.core.codec import content_hash
+from trace_opt.core.module import Module
+from trace_opt.core.parameter import Parameter
+from trace_opt.llm.base import LLM
+
+_CONSTANTS = (str, bytes, int, float, bool, type(None))
+_MOST = 5000
+
+
+class Reach:
+    """Everything reached from some functions.
+
+    Attributes:
+        hashes: By name: of a function's or class's source, or of a constant that one refers to.
+        parameters: The Parameters found, in the order of finding.
+        models: The language models found.
+    """
+
+    def __init__(self, roots: Mapping[str, Any]) -> None:
+        self.hashes: dict[str, str] = {}
+        self.parameters: list[Parameter[Any]] = []
+        self.models: list[LLM] = []
+        self._seen: set[int] = set()
+        self._alive: list[Any] = []  # an id is only good while its object lives
+        todo: list[tuple[str, Any]] = list(roots.items())
+        while todo and len(self._seen) < _MOST:
+            name, value = todo.pop(0)
+            todo.extend(self._visit(name, value))
+
+    def parameters_named(self) -> list[Parameter[Any]]:
+        """The Parameters found that have a name."""
+        return [p for p in self.parameters if p.owner is not None or p.own_name is not None]
+
+    def _visit(self, name: str, value: Any) -> Iterable[tuple[str, Any]]:
+        if isinstance(value, _CONSTANTS) or (isinstance(value, tuple) and _plain(cast("tuple[Any, ...]", value))):
+            self.hashes.setdefault(name, content_hash(value))
+            return ()
+        if id(value) in self._seen:
+            return ()
+        self._seen.add(id(value))
+        self._alive.append(value)
+        if isinstance(value, Parameter):
+            self.parameters.append(cast("Parameter[Any]", value))
+            return ()
+        if isinstance(value, LLM):
+            self.models.append(value)
+            self.hashes.setdefault(f"model of {name}", content_hash(value.name))
+            return ()
+        return self._parts(name, value)
+
+    def _parts(self, name: str, value: Any) -> Iterable[tuple[str, Any]]:
+        """What else a value leads to."""
+        if isinstance(value, functools.partial):
+            found = cast("functools.partial[Any]", value)
+            return [(name, found.func), *((f"{name} argument {i}", a) for i, a in enumerate(found.args)),
+                    *((f"{name} argument {k}", v) for k, v in found.keywords.items())]  # fmt: skip
+        op = getattr(value, "__trace_op__", None)
+        if op is not None and not isinstance(value, type):
+            return [(name, op.fn)]
+        if isinstance(value, types.MethodType):
+            return [(name, value.__func__), (_label(name, value.__self__), value.__self__)]
+        if isinstance(value, types.FunctionType):
+            return self._function(value)
+        if isinstance(value, type):
+            return self._class(value)
+        if isinstance(value, (list, tuple, set, frozenset, dict)):
+            held = value.values() if isinstance(value, dict) else value  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+            items = list(cast("Iterable[Any]", held))[:100]
+            # texts and numbers in there may be what the workflow collects, so they say nothing about its source
+            return [(f"{name}[{i}]", item) for i, item in enumerate(items) if not isinstance(item, _CONSTANTS)]
+        return self._instance(name, value)
+
+    def _function(self, fn: types.FunctionType) -> Iterator[tuple[str, Any]]:
+        if not is_users(fn):
+            return
+        self.hashes[fn.__qualname__] = _source_hash(fn)
+        yield from ((f"{fn.__qualname__} {name}", value) for name, value in _free(fn))
+        for part in (fn.__defaults__ or ()), (fn.__kwdefaults__ or {}).values():
+            yield from ((f"{fn.__qualname__} default {i}", value) for i, value in enumerate(part))
+
+    def _class(self, cls: type) -> Iterator[tuple[str, Any]]:
+        if not is_users(cls):
+            return
+        self.hashes[cls.__qualname__] = _source_hash(cls)
+        for base in cls.__mro__:
+            if is_users(base):
+                for name, value in vars(base).items():
+                    inner = value.__func__ if isinstance(value, (classmethod, staticmethod)) else value
+                    if callable(inner) or isinstance(inner, Parameter):
+                        yield f"{base.__qualname__}.{name}", inner
+
+    def _instance(self, name: str, value: Any) -> Iterator[tuple[str, Any]]:
+        cls = type(value)
+        ours = cls.__module__.partition(".")[0] == "trace_opt"
+        if not (is_users(cls) or ours or isinstance(value, Module)):
+            return
+        yield cls.__qualname__, cls
+        held = dict(getattr(value, "__dict__", {}))
+        held |= {slot: getattr(value, slot, None) for slot in getattr(cls, "__slots__", ()) if isinstance(slot, str)}
+        for attribute, item in held.items():
+            if not attribute.startswith("_"):
+                yield f"{name}.{attribute}", item
+
+
+def _plain(values: tuple[Any, ...]) -> bool:
+    return all(isinstance(v, _CONSTANTS) or (isinstance(v, tuple) and _plain(cast("tuple[Any, ...]", v))) for v in values)
+
+
+def _label(name: str, value: Any) -> str:
+    return f"{name} of {type(value).__qualname__}"
+
+
+def _free(fn: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    """What a function takes from around it: its closure, and the globals that it and its inner functions name."""
+    for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
+        try:
+            yield name, cell.cell_contents
+        except ValueError:
+            continue  # not filled yet
+    names: dict[str, None] = {}
+    todo = [fn.__code__]
+    while todo:
+        code = todo.pop()
+        names |= dict.fromkeys(code.co_names)
+        todo.extend(const for const in code.co_consts if isinstance(const, types.CodeType))
+    for name in names:
+        if name in fn.__globals__ and not isinstance(fn.__globals__[name], types.ModuleType):
+            yield name, fn.__globals__[name]
+
+
+def _source_hash(found: Callable[..., Any]) -> str:
+    try:
+        text = textwrap.dedent(inspect.getsource(found))
+    except (OSError, TypeError):
+        code = getattr(found, "__code__", None)
+        text = repr(code.co_code) + repr(code.co_names) if code is not None else repr(sorted(vars(found)))
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+
+
+@lru_cache(maxsize=1)
+def _foreign() -> tuple[str, ...]:
+    paths = sysconfig.get_paths()
+    return tuple({str(Path(paths[key]).resolve()) for key in ("stdlib", "platstdlib", "purelib", "platlib")})
+
+
+def is_users(found: Any) -> bool:
+    """Whether a function or class is the user's own: no package's, not the standard library's, not trace_opt's."""
+    module: str = getattr(found, "__module__", None) or ""
+    if module.partition(".")[0] in ("trace_opt", "builtins") or module in sys.builtin_module_names:
+        return False
+    code = getattr(inspect.unwrap(found) if callable(found) else found, "__code__", None)
+    loaded = sys.modules.get(module)
+    file = code.co_filename if code is not None else getattr(loaded, "__file__", None)
+    if file is None:
+        return True
+    return not str(Path(file).resolve()).startswith(_foreign()) if not file.startswith("<") else True
+
+
+def differing(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Names whose hashes differ or that only one side has."""
+    return sorted(name for name in saved.keys() | now.keys() if saved.get(name) != now.get(name))

@@ -1,0 +1,316 @@
+"""What a running search writes: each batch is one transaction, and none goes through once the lease is lost.
+
+A batch waits in memory until something in it was paid for or took long; everything waiting goes along with that. So what
+costs money is safe as soon as it is known, and free, fast rollouts cost next to nothing to keep.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from threading import Event, RLock, Thread
+from typing import TYPE_CHECKING, Any
+
+from trace_opt.core.rollout import Cost
+from trace_opt.errors import StoreError
+from trace_opt.store import blobs, lease
+from trace_opt.store.schema import CANDIDATES, FLIGHTS, ROLLOUTS, TRIALS, insert, upsert
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+    from trace_opt.store.database import Database
+
+_MOST_WAITING = 512
+
+
+@dataclass(slots=True)
+class Batch:
+    """Rows to be written together; tuples in the order of the columns in `schema`, without the run."""
+
+    rollouts: list[tuple[Any, ...]] = field(default_factory=list[tuple[Any, ...]])
+    graphs: list[tuple[int, int, str]] = field(default_factory=list[tuple[int, int, str]])
+    candidates: list[tuple[Any, ...]] = field(default_factory=list[tuple[Any, ...]])
+    trials: list[tuple[Any, ...]] = field(default_factory=list[tuple[Any, ...]])
+    states: dict[str, str] = field(default_factory=dict[str, str])
+    spend: dict[str, Cost] = field(default_factory=dict[str, Cost])
+    landed: list[int] = field(default_factory=list[int])
+    run: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+class Writer:
+    """The pen of one running search. Safe to call from any thread.
+
+    Args:
+        database: Where.
+        run: The run's id.
+        owner: This process's name, as it stands in the run's row.
+        epoch: The lease's epoch.
+        seconds: Wall time of earlier sessions.
+    """
+
+    def __init__(self, database: Database, run: str, owner: str, epoch: int, seconds: float = 0.0) -> None:
+        self.run = run
+        self._database = database
+        self._owner = owner
+        self._epoch = epoch
+        self._lock = RLock()
+        self._waiting = Batch()
+        self._known_blobs: set[str] = set()
+        self._connection: sa.Connection | None = database.connect()
+        self._began = time.monotonic() - seconds
+        self._stop = Event()
+        self._sql = _Statements(database.mark)
+        self._renewer = Thread(target=self._renew, name="trace_opt-lease", daemon=True)
+        self._renewer.start()
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all sessions."""
+        return time.monotonic() - self._began
+
+    # -- what is written ---------------------------------------------------------------------------------------------
+
+    def rollout(
+        self, candidate: int, example: int, *, score: float | None, data: Mapping[str, Any], cost: Cost, seconds: float,
+        graph: str | None, spend: Mapping[str, Cost], landed: Iterable[int], now: bool,
+    ) -> None:  # fmt: skip
+        """Keep a finished rollout.
+
+        Args:
+            candidate, example: Their numbers.
+            score: None where the workflow failed.
+            data: What else is known of it, JSON-able.
+            cost: Of all its calls.
+            seconds: Wall time.
+            graph: `Graph.to_json`, where it will be wanted again.
+            spend: Its cost by role.
+            landed: Tokens of its calls, which are in flight no more.
+            now: Whether to commit at once.
+        """
+        row = (
+            candidate, example, 0, score, blobs.text_of(data) if data else "{}", cost.calls, cost.tokens_in,
+            cost.tokens_out, cost.usd, seconds,
+        )  # fmt: skip
+        with self._lock:
+            self._waiting.rollouts.append(row)
+            if graph is not None:
+                self._waiting.graphs.append((candidate, example, graph))
+            self._spend(spend, landed)
+            if now or len(self._waiting.rollouts) >= _MOST_WAITING:
+                self.commit()
+
+    def graph(self, candidate: int, example: int, graph: str) -> None:
+        """Keep a graph, with the next commit."""
+        with self._lock:
+            self._waiting.graphs.append((candidate, example, graph))
+
+    def candidate(self, number: int, *, step: int, optimizer: str, parents: Iterable[int], values: Any, key: str,
+                  mean: float | None = None, n: int = 0, failed: int = 0, accepted: bool = False) -> None:  # fmt: skip
+        """Keep a candidate, or what has become of it, with the next commit.
+
+        Args:
+            number: Its number.
+            step, optimizer, parents: Where it comes from.
+            values: By name, each as `dump_value` gives it.
+            key: The hash of the values.
+            mean, n, failed: Its scores so far.
+            accepted: Whether the search builds on it.
+        """
+        with self._lock:
+            data = blobs.text_of(blobs.store_tensors(values, self._put))
+            row = (number, step, optimizer, blobs.text_of(list(parents)), data, key, mean, n, failed, int(accepted))
+            self._waiting.candidates.append(row)
+
+    def trial(self, number: int, *, step: int, slot: int, optimizer: str, base: int, candidate: int | None,
+              data: Any, before: float | None = None, after: float | None = None, n: int = 0, accepted: bool = False,
+              verdict: str = "") -> None:  # fmt: skip
+        """Keep a trial, or what has become of it, with the next commit.
+
+        Args:
+            number: Its number.
+            step, slot: Its place.
+            optimizer: Who proposed.
+            base, candidate: Numbers of candidates.
+            data: Changed values, reason and notes, JSON-able.
+            before, after, n: The paired means, and over how many examples.
+            accepted: Whether the search builds on it.
+            verdict: Why, in words; "" while it is open.
+        """
+        with self._lock:
+            text = blobs.text_of(blobs.store_tensors(data, self._put))
+            row = (number, step, slot, optimizer, base, candidate, text, before, after, n, int(accepted), verdict)
+            self._waiting.trials.append(row)
+
+    def state(self, part: str, data: Any) -> None:
+        """Keep a state in place of the one before, with the next commit."""
+        with self._lock:
+            self._waiting.states[part] = blobs.text_of(blobs.store_tensors(data, self._put))
+
+    def spend(self, spend: Mapping[str, Cost], landed: Iterable[int]) -> None:
+        """Keep what was spent outside rollouts, with the next commit."""
+        with self._lock:
+            self._spend(spend, landed)
+
+    def set(self, **columns: Any) -> None:
+        """Change columns of the run's row, with the next commit."""
+        with self._lock:
+            self._waiting.run |= columns
+
+    def launch(self, token: int, role: str, what: str, worst: Cost) -> None:
+        """Note that a call is about to be sent; commits, so that a kill cannot hide it.
+
+        Args:
+            token: A number of its own.
+            role: "workflow", "optimizer" or "guide".
+            what: What it is for, in words.
+            worst: The most it can cost.
+        """
+        with self._lock:
+            connection = self._live()
+            with self._database.translated(), connection.begin():
+                self._fence(connection)
+                row = (self.run, token, role, what, worst.calls, worst.tokens_in, worst.tokens_out, worst.usd, 0)
+                connection.exec_driver_sql(self._sql.flight, row)
+                connection.exec_driver_sql(self._sql.number, (token, self.run, token))
+
+    def lose(self, lost: Mapping[int, Cost], role: str = "lost") -> None:
+        """Book calls whose answers nobody kept, and commit.
+
+        Args:
+            lost: What each came to, by token.
+            role: The role they are booked under.
+        """
+        with self._lock:
+            total = Cost()
+            connection = self._live()
+            with self._database.translated(), connection.begin():
+                self._fence(connection)
+                for token, cost in lost.items():
+                    total += cost
+                    row = (cost.calls, cost.tokens_in, cost.tokens_out, cost.usd, self.run, token)
+                    connection.exec_driver_sql(self._sql.lose, row)
+                self._add_spend(connection, {role: total} if lost else {})
+
+    # -- commits -----------------------------------------------------------------------------------------------------
+
+    def commit(self) -> None:
+        """Write everything that waits in one transaction.
+
+        Raises:
+            StoreError: the lease was lost, or the database cannot be written.
+        """
+        with self._lock:
+            batch, self._waiting = self._waiting, Batch()
+            connection = self._live()
+            with self._database.translated(), connection.begin():
+                self._fence(connection)
+                self._write(connection, batch)
+
+    def close(self, status: str, ended: str) -> None:
+        """Write what waits, say how the run stands, and give the lease back."""
+        with self._lock:
+            if self._connection is None:
+                return
+            try:
+                self.set(status=status, ended=ended, owner="", lease_until=0.0)
+                self.commit()
+            finally:
+                self._stop.set()
+                self._connection.close()
+                self._connection = None
+        self._renewer.join(1.0)
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing can be written any more."""
+        return self._connection is None
+
+    def _live(self) -> sa.Connection:
+        if self._connection is None:
+            raise StoreError(f"run {self.run!r} is closed; resume it to go on")
+        return self._connection
+
+    def _fence(self, connection: sa.Connection) -> None:
+        row = (time.time(), self.seconds, self.run, self._owner, self._epoch)
+        if connection.exec_driver_sql(self._sql.fence, row).rowcount != 1:
+            raise StoreError(
+                f"run {self.run!r} was taken over by another process; let that one finish, or resume it afterwards"
+            )
+
+    def _write(self, connection: sa.Connection, batch: Batch) -> None:
+        run, sql = self.run, self._sql
+        run_sql = connection.exec_driver_sql
+        if batch.candidates:
+            run_sql(sql.candidate, [(run, *row) for row in batch.candidates])
+        if batch.rollouts:
+            run_sql(sql.rollout, [(run, *row) for row in batch.rollouts])
+        for candidate, example, text in batch.graphs:
+            name = self._put(blobs.packed(text), connection)
+            run_sql(sql.graph, (run, candidate, example, name))
+        if batch.trials:
+            run_sql(sql.trial, [(run, *row) for row in batch.trials])
+        if batch.states:
+            run_sql(sql.state, [(run, part, data) for part, data in batch.states.items()])
+        if batch.landed:
+            run_sql(sql.land, [(run, token) for token in batch.landed])
+        self._add_spend(connection, batch.spend)
+        if batch.run:
+            names = ", ".join(f"{name} = {self._database.mark}" for name in batch.run)
+            run_sql(f"UPDATE runs SET {names} WHERE id = {self._database.mark}", (*batch.run.values(), run))  # noqa: S608 # names of our own
+
+    def _add_spend(self, connection: sa.Connection, spend: Mapping[str, Cost]) -> None:
+        rows = [(self.run, role, c.calls, c.tokens_in, c.tokens_out, c.usd) for role, c in spend.items()]
+        if rows:
+            connection.exec_driver_sql(self._sql.spend, rows)
+
+    def _spend(self, spend: Mapping[str, Cost], landed: Iterable[int]) -> None:
+        for role, cost in spend.items():
+            self._waiting.spend[role] = self._waiting.spend.get(role, Cost()) + cost
+        self._waiting.landed.extend(landed)
+
+    def _put(self, data: bytes, connection: sa.Connection | None = None) -> str:
+        """Keep a blob; one that no row refers to yet does no harm, so it may be written ahead."""
+        name = blobs.hash_of(data)
+        if name not in self._known_blobs:
+            if connection is not None:
+                connection.exec_driver_sql(self._sql.blob, (name, data))
+            else:
+                with self._database.writing() as own:
+                    own.exec_driver_sql(self._sql.blob, (name, data))
+            self._known_blobs.add(name)
+        return name
+
+    def _renew(self) -> None:
+        """Keep the lease, from a thread of its own: a workflow that blocks the loop must not lose the run."""
+        while not self._stop.wait(lease.RENEW_S):
+            try:
+                with self._database.writing() as connection:
+                    row = (time.time() + lease.LEASE_S, self.run, self._owner, self._epoch)
+                    connection.exec_driver_sql(self._sql.renew, row)
+            except StoreError:
+                continue  # busy for now; a lease that is really lost is noticed by the next write
+
+
+class _Statements:
+    """Plain SQL for one driver's placeholder."""
+
+    def __init__(self, mark: str) -> None:
+        who = f"id = {mark} AND owner = {mark} AND epoch = {mark}"
+        self.fence = f"UPDATE runs SET updated = {mark}, seconds = {mark} WHERE {who}"  # noqa: S608 # names of our own
+        self.renew = f"UPDATE runs SET lease_until = {mark} WHERE {who}"  # noqa: S608
+        self.rollout = insert("rollouts", ROLLOUTS, mark, ignore=True)
+        self.candidate = upsert("candidates", CANDIDATES[:2], CANDIDATES[2:], mark)
+        self.trial = upsert("trials", TRIALS[:2], TRIALS[2:], mark)
+        self.graph = insert("graphs", ("run", "candidate", "example", "blob"), mark, ignore=True)
+        self.state = upsert("states", ("run", "part"), ("data",), mark)
+        self.spend = upsert("spend", ("run", "role"), ("calls", "tokens_in", "tokens_out", "usd"), mark, add=True)
+        self.flight = insert("flights", FLIGHTS, mark)
+        self.number = f"UPDATE runs SET flights = {mark} WHERE id = {mark} AND flights < {mark}"  # noqa: S608
+        self.land = f"DELETE FROM flights WHERE run = {mark} AND token = {mark}"  # noqa: S608
+        self.lose = (
+            f"UPDATE flights SET calls = {mark}, tokens_in = {mark}, tokens_out = {mark}, usd = {mark}, lost = 1 "  # noqa: S608
+            f"WHERE run = {mark} AND token = {mark}"
+        )
+        self.blob = insert("blobs", ("hash", "data"), mark, ignore=True)
