@@ -153,7 +153,7 @@ def problem(
     """Tell the topic of a headline.
 
     Args:
-        seed: Which headlines are for training, validation and test.
+        seed: Which headlines are for training, validation and test, and all chance of the search.
         test: How many are kept for the test at the end.
         val: How many candidates are compared on.
         shown: How many headlines a prompt may show with their topics.
@@ -171,6 +171,7 @@ def problem(
         optimizers=[Categorical(sources=[Demos(sets=sets)])],
         # how the prompt is laid out matters most and needs no examples, so it is settled first
         race=("cue", "prefix", "layout"),
+        seed=seed,
         score_range=(0.0, 1.0),
         description="topic of a BBC headline, one of five",
     )

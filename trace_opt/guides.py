@@ -36,7 +36,9 @@ class _Answer:
             raise FeedbackError(f"an example has no key {self.key!r}, only {sorted(map(str, found))!r}; pass key=...")
         if hasattr(example, self.key):
             return getattr(example, self.key)
-        raise FeedbackError(f"example {short(example)} has no {self.key!r}; pass key=..., or examples that are mappings")
+        raise FeedbackError(
+            f"example {short(example)} has no {self.key!r}; pass key=..., or examples that are mappings"
+        )
 
     def folded(self, value: Any) -> Any:
         """A text without blanks around it, and without case where that does not count; other values as they are."""
@@ -67,7 +69,11 @@ class Contains(_Answer):
     def __call__(self, output: Any, example: Any) -> Feedback:
         """The share of the wanted texts that occur in the output."""
         wanted: Any = self.wanted(example)
-        texts = [wanted] if isinstance(wanted, str) or not isinstance(wanted, Sequence) else list(cast("Sequence[Any]", wanted))
+        texts = (
+            [wanted]
+            if isinstance(wanted, str) or not isinstance(wanted, Sequence)
+            else list(cast("Sequence[Any]", wanted))
+        )
         said = self.folded(str(output))
         missing = [text for text in texts if self.folded(str(text)) not in said]
         if not missing:

@@ -93,6 +93,10 @@ class Problem:
         return cast("Options", own | overrides)
 
 
+class OptionError(ProblemError):
+    """An option given to a problem's function is unknown, or its text is no value of its type."""
+
+
 @dataclass(frozen=True, slots=True)
 class ProblemOption:
     """One typed, defaulted keyword argument of a file's `problem` function.
@@ -125,7 +129,7 @@ def load_problem(path: str | Path, options: Mapping[str, str] | None = None) -> 
     made = _offered(file)
     if isinstance(made, Problem):
         if options:
-            raise ProblemError(
+            raise OptionError(
                 f"{str(file)!r} takes no option {next(iter(options))!r}: its `problem` is no function; make it one with "
                 "keyword arguments"
             )
@@ -172,7 +176,9 @@ def _offered(file: Path) -> Any:
         raise ProblemError(f"{str(file)!r} defines no `problem`; {hint}")
     made: Any = module.problem
     if not isinstance(made, Problem) and not callable(made):
-        raise ProblemError(f"`problem` in {str(file)!r} is {made!r:.60}; make it a Problem or a function that returns one")
+        raise ProblemError(
+            f"`problem` in {str(file)!r} is {made!r:.60}; make it a Problem or a function that returns one"
+        )
     return made
 
 
@@ -241,7 +247,7 @@ def _converted(file: Path, known: Sequence[ProblemOption], given: Mapping[str, s
         if name not in by_name:
             near = difflib.get_close_matches(name, by_name, 1)
             listed = f"known: {', '.join(by_name)}" if by_name else "it takes none"
-            raise ProblemError(
+            raise OptionError(
                 f"{str(file)!r} has no option {name!r}; {f'did you mean {near[0]!r}?' if near else listed}"
             )
         values[name] = _value(by_name[name], text)
@@ -262,7 +268,9 @@ def _value(option: ProblemOption, text: str) -> Any:
         if converted is not _NONE_SUCH:
             return converted
     wanted = " or ".join(_kind_name(kind) for kind in _kinds(option.annotation))
-    raise ProblemError(f"option {option.name!r} got {text!r:.60}; give {wanted}, as in --set {option.name}={option.default}")
+    raise OptionError(
+        f"option {option.name!r} got {text!r:.60}; give {wanted}, as in --set {option.name}={option.default}"
+    )
 
 
 _NONE_SUCH: Any = object()

@@ -90,7 +90,9 @@ def test_a_fault_has_its_kind_is_retried_as_told_and_is_charged_once_for_each_re
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-@pytest.mark.parametrize("mode", ["rate", "503", "408", "409", "reset", "cut", "broken", "html", "200-error", "no-choices"])
+@pytest.mark.parametrize(
+    "mode", ["rate", "503", "408", "409", "reset", "cut", "broken", "html", "200-error", "no-choices"]
+)
 def test_what_passes_is_retried_and_the_answer_costs_both_requests(
     mode: str, client: str, server: LoopbackServer
 ) -> None:
@@ -198,9 +200,7 @@ def test_retry_after_is_obeyed(client: str, server: LoopbackServer) -> None:
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-def test_a_schema_that_a_server_refuses_gives_way_and_is_not_tried_again(
-    client: str, server: LoopbackServer
-) -> None:
+def test_a_schema_that_a_server_refuses_gives_way_and_is_not_tried_again(client: str, server: LoopbackServer) -> None:
     schema = {"type": "object", "properties": {}, "required": [], "additionalProperties": False}
     llm = asked(client, server, "no-format")
 

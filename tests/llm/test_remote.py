@@ -215,7 +215,10 @@ del llm
 
 def test_clients_close_without_a_warning(server: LoopbackServer) -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "always", "-X", "dev", "-c", SCRIPT, server.url], capture_output=True, text=True, timeout=60
+        [sys.executable, "-W", "always", "-X", "dev", "-c", SCRIPT, server.url],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
 
     ours = [line for line in done.stderr.splitlines() if "ResourceWarning" in line or "Traceback" in line]

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from trace_opt.cli.options import with_store
-from trace_opt.cli.terminal import fields, next_commands, styled, table
+from trace_opt.cli.terminal import fields, styled, table
 from trace_opt.cli.values import encoded, values_lines
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def workflow_models(problem: Problem) -> str:
     return ", ".join(workflow_model_names(problem)) or "none that trace_opt connected"
 
 
-def run_lines(problem: Problem, run: Run, report: Report, watcher: Watcher, *, store: str | None) -> list[str | Text]:
+def run_lines(problem: Problem, run: Run, report: Report, watcher: Watcher) -> list[str | Text]:
     """A finished run for people.
 
     Args:
@@ -40,29 +40,24 @@ def run_lines(problem: Problem, run: Run, report: Report, watcher: Watcher, *, s
         run: What came of it.
         report: Its report.
         watcher: Who followed it.
-        store: What `--store` named, "none" where nothing is kept.
     """
     head = {
         "problem": watcher.start.get("name") or problem.name or "",
         "run": run.id or "(not kept)",
-        "ended": str(watcher.end.get("ended", "")),
+        "ended": run.ended,
         "workflow model": workflow_models(problem),
         "optimizer model": str(watcher.start.get("model") or "none is asked"),
     }
-    commands: list[str | Text] = []
-    if store != "none" and run.id:
-        commands = _run_commands(run.id, store)
     return [
         *fields({name: value for name, value in head.items() if value}), "",
-        *report_lines(report), "", styled("best values", "bold"), *values_lines(run.best), *commands,
+        *report_lines(report), "", styled("best values", "bold"), *values_lines(run.best),
     ]  # fmt: skip
 
 
-def _run_commands(run: str, store: str | None) -> list[str | Text]:
+def run_commands(run: str, store: str | None) -> list[str]:
+    """What to type after a run."""
     where = with_store(store)
-    return next_commands(
-        f"trace-opt diff {run}{where}", f"trace-opt export {run}{where} --format text", f"trace-opt show {run}{where}"
-    )
+    return [f"trace-opt diff {run}{where}", f"trace-opt export {run}{where} --format text"]
 
 
 def report_lines(report: Report) -> list[str]:
@@ -75,8 +70,8 @@ def run_document(problem: Problem, run: Run, report: Report, watcher: Watcher) -
     return {
         "run": run.id,
         "problem": watcher.start.get("name") or problem.name,
-        "status": watcher.end.get("status", "finished"),
-        "ended": watcher.end.get("ended", ""),
+        "status": run.status,
+        "ended": run.ended,
         "models": {"workflow": workflow_model_names(problem), "optimizer": watcher.start.get("model") or None},
         "start": encoded(run.start),
         "best": encoded(run.best),
@@ -89,7 +84,7 @@ def info_document(info: RunInfo) -> dict[str, Any]:
     return {**asdict(info), "budget": dict(info.budget)}
 
 
-def record_lines(record: RunRecord, *, all_trials: bool, store: str | None) -> list[str | Text]:
+def record_lines(record: RunRecord, *, all_trials: bool) -> list[str | Text]:
     """Everything about a kept run for people."""
     from trace_opt.search.report import Report
 
@@ -110,14 +105,14 @@ def record_lines(record: RunRecord, *, all_trials: bool, store: str | None) -> l
         lines.append(f"  {len(record.lost)} calls were in flight at a kill and may have been billed:")
         lines += [f"    {call.role}: {call.what}" for call in record.lost]
     lines += ["", styled(f"best values (candidate {record.best_candidate})", "bold"), *values_lines(record.best)]
-    lines += _trial_lines(record.trials, all_trials=all_trials)
-    where = with_store(store)
+    return [*lines, *_trial_lines(record.trials, all_trials=all_trials)]
+
+
+def record_commands(info: RunInfo, store: str | None) -> list[str]:
+    """What to type after looking at a run."""
     if info.status in ("interrupted", "failed"):
-        return [*lines, *next_commands(f"trace-opt resume {info.id}{where}")]
-    return [
-        *lines,
-        *next_commands(f"trace-opt diff {info.id}{where}", f"trace-opt export {info.id}{where} --format python"),
-    ]
+        return [f"trace-opt resume {info.id}{with_store(store)}"]
+    return [] if info.status == "running" else run_commands(info.id, store)
 
 
 _SHOWN_TRIALS = 20
@@ -170,11 +165,8 @@ def _shallow(record: Any) -> dict[str, Any]:
     return {name: getattr(record, name) for name in record.__dataclass_fields__}
 
 
-def list_lines(infos: Sequence[RunInfo], *, store: str | None) -> list[str | Text]:
+def list_lines(infos: Sequence[RunInfo]) -> list[str | Text]:
     """The list of runs for people."""
-    where = with_store(store)
-    if not infos:
-        return ["no runs yet", *next_commands(f"trace-opt run FILE{where}")]
     rows = [
         [
             info.id, info.name, info.status, str(info.seed), str(info.trials), str(info.accepted), _mean(info.start_mean),
@@ -183,4 +175,4 @@ def list_lines(infos: Sequence[RunInfo], *, store: str | None) -> list[str | Tex
         for info in infos
     ]  # fmt: skip
     header = ["run", "problem", "status", "seed", "trials", "accepted", "start", "best", "began", "ended"]
-    return [*table(header, rows), *next_commands(f"trace-opt show {infos[0].id}{where}")]
+    return table(header, rows)

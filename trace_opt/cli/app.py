@@ -53,23 +53,23 @@ def root(
     SETTINGS.color = not no_color
 
 
-def _add(command: Callable[..., Any], name: str, to: typer.Typer = app) -> None:
-    to.command(name, context_settings=HELP_NAMES)(command)
+def _add(command: Callable[..., Any], name: str, short: str, to: typer.Typer = app) -> None:
+    to.command(name, short_help=short, context_settings=HELP_NAMES)(command)
 
 
-_add(run.run, "run")
-_add(runs.list_runs, "list")
-_add(runs.show, "show")
-_add(export.diff, "diff")
-_add(export.export, "export")
-_add(resume.resume, "resume")
-_add(graph.graph, "graph")
-_add(doctor.doctor, "doctor")
+_add(run.run, "run", "Improve the problem that a file offers.")
+_add(runs.list_runs, "list", "List the runs of a store.")
+_add(runs.show, "show", "Show a run: report, values, trials.")
+_add(export.diff, "diff", "Show what changed, start against best.")
+_add(export.export, "export", "Write the best values for use elsewhere.")
+_add(resume.resume, "resume", "Go on with a run that was interrupted.")
+_add(graph.graph, "graph", "Write a workflow's graph on one example.")
+_add(doctor.doctor, "doctor", "Check this machine, and a problem.")
 _models = typer.Typer(
     no_args_is_help=True, context_settings=HELP_NAMES, rich_markup_mode=None, help="Fetch and list embedded models."
 )
-_add(models.list_models, "list", _models)
-_add(models.pull_model, "pull", _models)
+_add(models.list_models, "list", "List the embedded models.", _models)
+_add(models.pull_model, "pull", "Fetch a model's weights.", _models)
 app.add_typer(_models, name="models")
 
 

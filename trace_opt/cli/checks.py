@@ -60,8 +60,6 @@ def problem_checks(file: str, options: Mapping[str, str]) -> list[Check]:
 
 def _python() -> Check:
     said = f"{platform.python_implementation()} {platform.python_version()} on {sys.platform}, {sys.executable}"
-    if sys.version_info < (3, 11):
-        return Check("python", "broken", f"{said}; trace_opt needs 3.11 or later")
     return Check("python", "ok", said)
 
 

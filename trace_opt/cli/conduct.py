@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from trace_opt.cli.answers import run_document, run_lines
-from trace_opt.cli.failures import BUDGET, INTERRUPTED, OK, code_of, explain
+from trace_opt.cli.answers import run_commands, run_document, run_lines
+from trace_opt.cli.failures import INTERRUPTED, OK, code_of, explain
 from trace_opt.cli.options import with_store
 from trace_opt.cli.progress import Watcher
-from trace_opt.cli.terminal import answer, answer_json, tell
+from trace_opt.cli.terminal import answer, answer_json, suggest, tell
 
 if TYPE_CHECKING:
     from trace_opt.problem import Problem
@@ -98,19 +98,14 @@ def _way_back(what: Conduct, watcher: Watcher) -> list[str]:
 
 
 def _finish(what: Conduct, watcher: Watcher, run: Run) -> int:
-    """Print the answer; a run that was cut short before it could try anything has a code of its own."""
+    """Print the answer."""
     report = run.report()
     if what.json:
         answer_json(run_document(what.problem, run, report, watcher))
     else:
-        answer(*run_lines(what.problem, run, report, watcher, store=what.store if what.kept else "none"))
-    ended = str(watcher.end.get("ended", ""))
-    if watcher.end.get("status") == "interrupted":
-        tell(*_way_back(what, watcher))
-        return INTERRUPTED
-    if report.trials == 0 and "budget" in ended:
-        tell(f"trace-opt: {ended} before the first proposal; give more with --budget")
-        return BUDGET
+        answer(*run_lines(what.problem, run, report, watcher))
+        if run.id and not what.quiet:
+            suggest(*run_commands(run.id, what.store))
     return OK
 
 

@@ -26,7 +26,7 @@ def doctor(
 
     from trace_opt.cli.checks import machine_checks, problem_checks
     from trace_opt.cli.failures import ERROR, OK
-    from trace_opt.cli.terminal import answer, answer_json, next_commands, styled, table
+    from trace_opt.cli.terminal import answer, answer_json, styled, suggest, table
 
     checks = [*machine_checks(store), *(problem_checks(file, options) if file is not None else [])]
     broken = any(check.state == "broken" for check in checks)
@@ -35,5 +35,5 @@ def doctor(
         return ERROR if broken else OK
     lines = table(["check", "state", "what"], [[check.name, check.state, check.said] for check in checks])
     answer(*lines, "", styled("something is broken" if broken else "nothing is broken", "bold"))
-    answer(*next_commands(*dict.fromkeys(check.remedy for check in checks if check.remedy)))
+    suggest(*dict.fromkeys(check.remedy for check in checks if check.remedy))
     return ERROR if broken else OK

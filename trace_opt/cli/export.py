@@ -27,7 +27,7 @@ def diff(
     json: JsonOption = False,
 ) -> None:
     """Show how two candidates' values differ, by default the best from the start."""
-    from trace_opt.cli.terminal import answer, answer_json, next_commands
+    from trace_opt.cli.terminal import answer, answer_json, suggest, tell
     from trace_opt.cli.values import encoded
 
     record = store_of(store).load(run)
@@ -38,8 +38,11 @@ def diff(
         document = {"run": record.info.id, "a": encoded(left), "b": encoded(right), "changed": changed}
         answer_json({**document, "diff": "\n".join(lines)})
         return
-    more = next_commands(f"trace-opt export {record.info.id}{with_store(store)} --format text")
-    answer(*(_coloured(line) for line in lines or [f"{a} and {b} have the same values"]), *more)
+    if not lines:
+        tell(f"{a} and {b} have the same values")
+        return
+    answer(*map(_coloured, lines))
+    suggest(f"trace-opt export {record.info.id}{with_store(store)} --format text")
 
 
 def _values(record: RunRecord, which: str) -> Mapping[str, Any]:

@@ -19,7 +19,10 @@ _OURS = str(Path(__file__).resolve().parents[1])
 
 def code_of(error: BaseException) -> int:
     """The exit code that an error ends the command with."""
-    return BUDGET if isinstance(error, BudgetError) else ERROR
+    if isinstance(error, BudgetError):
+        return BUDGET
+    # a mistake on the command line, found only once the file was loaded
+    return USAGE if type(error).__name__ == "OptionError" else ERROR
 
 
 def explain(error: BaseException) -> None:

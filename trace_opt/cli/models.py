@@ -12,7 +12,7 @@ from trace_opt.cli.options import JsonOption
 
 def list_models(json: JsonOption = False) -> None:
     """List the embedded models and whether their weights are on this machine; and which model optimizers would ask."""
-    from trace_opt.cli.terminal import answer, answer_json, next_commands, table
+    from trace_opt.cli.terminal import answer, answer_json, suggest, table
     from trace_opt.llm.choose import choose_model
     from trace_opt.llm.models import MODELS, path_of
 
@@ -32,8 +32,8 @@ def list_models(json: JsonOption = False) -> None:
     missing = [str(row["model"]).partition("/")[2] for row in rows if not row["fetched"]]
     answer(
         *table(["model", "fetched", "size", "context", "licence", "path"], cells), "", f"optimizers would ask: {why}",
-        *next_commands(*(f"trace-opt models pull {name}" for name in missing)),
     )  # fmt: skip
+    suggest(*(f"trace-opt models pull {name}" for name in missing))
 
 
 def pull_model(

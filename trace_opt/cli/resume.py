@@ -30,6 +30,7 @@ def resume(
     file: Annotated[
         str | None, typer.Argument(metavar="FILE", help="The problem's file; the one the run was started from else.")
     ] = None,
+    *,
     budget: BudgetOption = None,
     model: ModelOption = None,
     store: StoreOption = None,
@@ -48,24 +49,21 @@ def resume(
     limits = None if budget is None else parsed_budget(budget)
     from trace_opt.cli.conduct import Conduct, conduct, origin, replies
     from trace_opt.problem import load_problem
-    from trace_opt.search.budget import Budget
 
     opened = store_of(store)
     record = opened.load(run)
-    info, known = record.info, record.config.get("origin") or {}
+    info = record.info
+    known: Mapping[str, Any] = record.config.get("origin") or {}
     opened.close()
     path = file or _known_file(known, info.id)
     merged = {**known.get("options", {}), **options}
     asked = model or known.get("model")
     with replies(capture, replay):
         problem = load_problem(path, merged)
-        overrides: dict[str, Any] = {"resume": info.id, "seed": info.seed, "name": info.name}
-        overrides["budget"] = limits if limits is not None else Budget(**info.budget)
-        overrides["origin"] = origin(path, merged, asked)
-        if concurrency is not None:
-            overrides["concurrency"] = concurrency
-        if asked is not None:
-            overrides["model"] = asked
+        given: dict[str, Any] = {"budget": limits, "concurrency": concurrency, "model": asked}
+        overrides = {key: value for key, value in given.items() if value is not None}
+        # without a seed and a budget given, the run's own stand
+        overrides |= {"resume": info.id, "name": info.name, "origin": origin(path, merged, asked)}
         return conduct(Conduct(problem=problem, options=overrides, store=store, json=json, quiet=quiet))
 
 

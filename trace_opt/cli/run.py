@@ -24,6 +24,7 @@ from trace_opt.cli.options import (
 
 def run(
     file: ProblemFile,
+    *,
     budget: BudgetOption = None,
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", min=0, help="Decides all chance.")] = None,
     model: ModelOption = None,
@@ -52,11 +53,11 @@ def run(
         problem = load_problem(file, options)
         given: dict[str, Any] = {"budget": limits, "seed": seed, "concurrency": concurrency, "name": name}
         overrides = {key: value for key, value in given.items() if value is not None}
+        if model is not None:
+            overrides["model"] = model
         if dry_run:
             from trace_opt.cli.plan import show_plan
 
-            return show_plan(problem, overrides, model, json=json)
-        if model is not None:
-            overrides["model"] = model
+            return show_plan(problem, overrides, json=json)
         overrides["origin"] = origin(file, options, model)
         return conduct(Conduct(problem=problem, options=overrides, store=store, json=json, quiet=quiet))

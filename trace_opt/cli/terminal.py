@@ -136,11 +136,9 @@ def fields(pairs: Mapping[str, str]) -> list[str]:
     return [f"{name:{width}}  {value}".rstrip() for name, value in pairs.items()]
 
 
-def next_commands(*commands: str) -> list[str | Text]:
-    """What to type next, at the end of an answer; only people get it, so not into a pipe."""
-    if not sys.stdout.isatty():
-        return []
-    return ["", *(styled(f"next: {command}", "dim") for command in commands)]
+def suggest(*commands: str) -> None:
+    """Say what to type next, after an answer; a message, so that pipes and files hold the answer alone."""
+    tell(*(styled(f"next: {command}", "dim") for command in commands))
 
 
 def silence(stream: TextIO) -> None:

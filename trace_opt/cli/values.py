@@ -125,7 +125,7 @@ def _container(value: Any, indent: int) -> str:
         frozenset: lambda v: f"frozenset([{', '.join(map(inner, v))}])",
         dict: lambda v: f"{{{', '.join(f'{inner(key)}: {inner(item)}' for key, item in v.items())}}}",
     }
-    return makers.get(type(value), repr)(value)
+    return makers.get(cast("type", type(value)), repr)(value)
 
 
 def _text(text: str, indent: int) -> str:
@@ -140,6 +140,6 @@ def _text(text: str, indent: int) -> str:
 def _tensor(value: torch.Tensor) -> str:
     dtype = str(value.dtype)
     data = value.detach().cpu()
-    items = literal(data.tolist())
+    items = literal(cast("Any", data).tolist())
     shape = f".reshape({tuple(data.shape)!r})" if data.numel() == 0 else ""
     return f"torch.tensor({items}, dtype={dtype}){shape}"

@@ -51,7 +51,6 @@ class _Background:
             self.loop.close()
 
     async def _close(self) -> None:
-        import sys; print("CLOSING", self.closers, file=sys.stderr)
         me = asyncio.current_task()
         tasks = [task for task in asyncio.all_tasks() if task is not me]
         for task in tasks:

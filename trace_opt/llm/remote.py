@@ -200,6 +200,7 @@ class LiteLLM(Backend):
             ) from None
         finally:
             _ours.reset(token)
+            _settle_exit()
         return reply_of(body, request, self.name, self.rates)
 
     def _unsupported(self, litellm: Any) -> frozenset[str]:
@@ -299,11 +300,16 @@ def _litellm() -> Any:
         warnings.simplefilter("ignore")
         litellm: Any = importlib.import_module("litellm")
         litellm.ModelResponse(choices=[{"message": {"role": "assistant", "content": ""}}], usage=litellm.Usage())
-    loop.shut_down_first()
     litellm.suppress_debug_info = True
     logging.getLogger("LiteLLM").setLevel(logging.ERROR)
     _send_once()
     return litellm
+
+
+@functools.lru_cache(maxsize=1)
+def _settle_exit() -> None:
+    # its first call registers a clean-up at exit, which would close our connections from outside their loop
+    loop.shut_down_first()
 
 
 async def _close_litellm() -> None:

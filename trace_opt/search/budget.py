@@ -337,9 +337,7 @@ class Ledger:
 
 def _minus(left: Cost, right: Cost) -> Cost:
     usd = None if left.usd is None or right.usd is None else max(0.0, left.usd - right.usd)
-    return Cost(
-        left.calls - right.calls, left.tokens_in - right.tokens_in, left.tokens_out - right.tokens_out, usd
-    )
+    return Cost(left.calls - right.calls, left.tokens_in - right.tokens_in, left.tokens_out - right.tokens_out, usd)
 
 
 def unpriced(models: Iterable[Any]) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from trace_opt.core.codec import dump_value
@@ -77,5 +77,3 @@ def finished(writer: Writer, session: Session, best: Candidate, report: Report) 
     """Keep the report and the choice, with the next commit."""
     session.keep_candidate(best)
     writer.set(best=best.id, report=json.dumps(report.to_json()))
-
-

@@ -53,7 +53,13 @@ def evaluate(
     """
     return blocking(
         lambda: aevaluate(
-            workflow, examples, guide, values=values, seed=seed, concurrency=concurrency, budget=budget,
+            workflow,
+            examples,
+            guide,
+            values=values,
+            seed=seed,
+            concurrency=concurrency,
+            budget=budget,
             score_range=score_range,
         )  # fmt: skip
     )
@@ -155,7 +161,9 @@ def plan(workflow: Callable[..., Any], train: Sequence[Any], guide: Guide, **opt
     data = settings.data
     parameters = settings.parameters or {p.name: p for p in settings.reach.parameters_named()}
     optimizers = settings.optimizers if settings.optimizers is not None else default_optimizers(parameters.values())
-    owned = owners(parameters.values(), optimizers) if settings.parameters is not None else _found(parameters, optimizers)
+    owned = (
+        owners(parameters.values(), optimizers) if settings.parameters is not None else _found(parameters, optimizers)
+    )
     model = give_model(optimizers, owned, settings.model)
     combinations = 1
     for values in raced(settings.race, parameters).values() if parameters else ():

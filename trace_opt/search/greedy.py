@@ -74,7 +74,9 @@ class Greedy:
             raise ProblemError(f"{self!r} has a number below 1; give at least 1")
         given = [s for s in self.stages if s is not None]
         if any(s < 1 for s in given) or given != sorted(set(given)):
-            raise ProblemError(f"the stages {self.stages!r} do not rise; give numbers of examples, as in (24, 96, None)")
+            raise ProblemError(
+                f"the stages {self.stages!r} do not rise; give numbers of examples, as in (24, 96, None)"
+            )
 
     def boundaries(self, total: int) -> list[int]:
         """The stages for this many validation examples."""
@@ -173,7 +175,9 @@ class Greedy:
             values = {**start.values, **dict(zip(raced, chosen, strict=True))}
             if session.key_of(values) == start.key:
                 continue
-            changed = {n: v for n, v in values.items() if session.key_of({n: v}) != session.key_of({n: start.values[n]})}
+            changed = {
+                n: v for n, v in values.items() if session.key_of({n: v}) != session.key_of({n: start.values[n]})
+            }
             number = len(attempts) + 1
             attempt = Attempt(number, 0, number - 1, None, "race", start, Proposal(changed, "a combination raced"))
             session.put(attempt, values)

@@ -127,17 +127,15 @@ class Opening:
             )
             return
         saved = store.peek(settings.resume)
-        fingerprint.check(settings.resume, saved["fingerprint"], settings.fingerprint())
+        fingerprint.check(settings.resume, saved["fingerprint"], settings.prints)
         self.writer, self._saved = store.reopen(settings.resume)
         self.writer.set(data=json.dumps(self._data(saved)))
 
     def _data(self, saved: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """What stands in the run's row about it."""
         settings, data = self.settings, self.settings.data
-        now = {
-            "config": {**settings.config(), "origin": dict(settings.origin), "notes": list(data.notes),
-                       "concurrency": settings.concurrency},
-            "fingerprint": settings.fingerprint(), "model": self._model, "budget": settings.budget.limits,
+        now: dict[str, Any] = {
+            "config": {**settings.config, "notes": list(data.notes)}, "fingerprint": dict(settings.prints), "model": self._model, "budget": settings.budget.limits,
             "splits": {"train": len(data.train), "val": 0 if data.shared else len(data.val), "test": len(data.test)},
             "first": data.order(settings.seed)[0],
         }  # fmt: skip

@@ -159,7 +159,11 @@ class Report:
     def __str__(self) -> str:
         where = f"{self.best.n} {self.examples} examples" if self.examples != "given" else f"{self.best.n} examples"
         held = "held out" if self.held_out else "not held out"
-        lines = [f"{where} ({held}), mean score with 95 % interval" if self.examples != "given" else f"{where}, mean score with 95 % interval"]
+        lines = [
+            f"{where} ({held}), mean score with 95 % interval"
+            if self.examples != "given"
+            else f"{where}, mean score with 95 % interval"
+        ]
         if self.start is not None:
             lines.append(f"  start       {self.start}")
         lines.append(f"  {'best ' if self.start is not None else 'score'}       {self.best}")

@@ -34,7 +34,7 @@ class Run:
     """
 
     def __init__(
-        self, *, id: str, parameters: Mapping[str, Parameter[Any]], best: dict[str, Any], start: dict[str, Any],  # noqa: A002 # the field's word
+        self, *, id: str, parameters: Mapping[str, Parameter[Any]], best: dict[str, Any], start: dict[str, Any],  # the field's word
         history: Sequence[TrialRecord], spent: Mapping[str, Cost], ended: str, report: Report, graph: Graph | str | None,
     ) -> None:  # fmt: skip
         self.id = id
@@ -112,7 +112,11 @@ def _from_file(path: Path, known: Mapping[str, Parameter[Any]]) -> dict[str, Any
     if not isinstance(data, dict):
         raise ProblemError(f"{str(path)!r} holds no values by name; pass a file of `trace-opt export`")
     found = cast("dict[str, Any]", data)
-    values = cast("dict[str, Any]", found["values"]) if isinstance(found.get("values"), dict) and "values" not in known else found
+    values = (
+        cast("dict[str, Any]", found["values"])
+        if isinstance(found.get("values"), dict) and "values" not in known
+        else found
+    )
     restored: dict[str, Any] = {}
     for name, value in values.items():
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -51,6 +52,8 @@ class Settings:
         name: The problem's name.
         origin: What a command line needs to load the problem again, JSON-able.
         reach: What workflow and guide are made of.
+        prints: What a resumed run must share, by kind and name, as it was before anything ran; the starting values join
+            once they are known.
     """
 
     workflow: Callable[..., Any]
@@ -71,26 +74,17 @@ class Settings:
     name: str
     origin: Mapping[str, Any]
     reach: Reach
+    prints: Mapping[str, Mapping[str, Any]]
 
     @property
     def floor(self) -> float | None:
         """The lower end of the score range."""
         return None if self.score_range is None else float(self.score_range[0])
 
+    @property
     def config(self) -> dict[str, Any]:
-        """The settings that decide the run's course, JSON-able, for people and for the fingerprint."""
-        return {
-            "seed": self.seed, "search": repr(self.search), "race": list(self.race),
-            "score_range": None if self.score_range is None else list(self.score_range),
-            "target": self.goals.target, "patience": self.goals.patience,
-        }  # fmt: skip
-
-    def fingerprint(self) -> dict[str, dict[str, Any]]:
-        """What a resumed run must share; the starting values join once they are known."""
-        found = {"examples": fingerprint.of_examples(self.data), "sources": dict(self.reach.hashes), "settings": self.config()}
-        if self.optimizers is not None:
-            found["settings"]["optimizers"] = [fingerprint.of_optimizer(o) for o in self.optimizers]
-        return found
+        """The settings that decide the run's course, JSON-able."""
+        return {**self.prints["settings"], "origin": dict(self.origin), "concurrency": self.concurrency}
 
 
 def settle(workflow: Any, train: Any, guide: Any, options: Options) -> Settings:
@@ -109,14 +103,24 @@ def settle(workflow: Any, train: Any, guide: Any, options: Options) -> Settings:
     data = split(train, options.get("val"), options.get("test"), seed)
     budget = resolve(budget_given, val=len(data.val), test=len(data.test))
     optimizers = options.get("optimizers")
+    reach = Reach({"the workflow": workflow, "the guide": guide})
+    search, race, goals = options.get("search") or Greedy(), tuple(options.get("race") or ()), _goals(options)
+    config = {
+        "seed": seed, "search": repr(search), "race": list(race), "score_range": _range(options.get("score_range")),
+        "target": goals.target, "patience": goals.patience,
+        "optimizers": None if optimizers is None else [fingerprint.of_optimizer(o) for o in optimizers],
+    }  # fmt: skip
     settings = Settings(
-        workflow=workflow, guide=guide, data=data, seed=seed, budget=budget, search=options.get("search") or Greedy(),
+        workflow=workflow, guide=guide, data=data, seed=seed, budget=budget, search=search,
         optimizers=None if optimizers is None else list(optimizers), parameters=_parameters(options.get("parameters")),
-        model=options.get("model"), race=tuple(options.get("race") or ()), goals=_goals(options),
+        model=options.get("model"), race=race, goals=goals,
         concurrency=_whole("concurrency", options.get("concurrency", 8)), store=store, resume=resume,
         score_range=_range(options.get("score_range")),
         name=options.get("name") or getattr(workflow, "__name__", type(workflow).__name__),
-        origin=options.get("origin") or {}, reach=Reach({"the workflow": workflow, "the guide": guide}),
+        origin=options.get("origin") or {}, reach=reach,
+        prints=json.loads(json.dumps({
+            "examples": fingerprint.of_examples(data), "sources": reach.hashes, "settings": config,
+        })),
     )  # fmt: skip
     _check_budget(settings)
     return settings

@@ -124,7 +124,9 @@ class Reach:
 
 
 def _plain(values: tuple[Any, ...]) -> bool:
-    return all(isinstance(v, _CONSTANTS) or (isinstance(v, tuple) and _plain(cast("tuple[Any, ...]", v))) for v in values)
+    return all(
+        isinstance(v, _CONSTANTS) or (isinstance(v, tuple) and _plain(cast("tuple[Any, ...]", v))) for v in values
+    )
 
 
 def _label(name: str, value: Any) -> str:

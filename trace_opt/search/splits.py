@@ -120,7 +120,9 @@ def split(train: Sequence[Any], val: Sequence[Any] | None, test: Sequence[Any] |
     known = {data.keys[n] for n in (*data.train, *data.val)}
     leaked = sum(data.keys[n] in known for n in data.test)
     if leaked:
-        notes.append(f"{leaked} of {len(data.test)} test examples stand in train or val as well, which flatters the result")
+        notes.append(
+            f"{leaked} of {len(data.test)} test examples stand in train or val as well, which flatters the result"
+        )
     return replace(data, notes=tuple(notes))
 
 

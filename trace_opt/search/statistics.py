@@ -214,6 +214,4 @@ def shrunken(means: Sequence[float], counts: Sequence[int]) -> list[float]:
     between = math.fsum(n * (m - pooled) ** 2 for m, n in zip(unit, counts, strict=True)) / total
     between = max(between - variance * len(means) / total, 1e-9)
     strength = max(variance / between - 1, 1.0)
-    return [
-        shift + scale * (m * n + strength * pooled) / (n + strength) for m, n in zip(unit, counts, strict=True)
-    ]
+    return [shift + scale * (m * n + strength * pooled) / (n + strength) for m, n in zip(unit, counts, strict=True)]

@@ -69,8 +69,16 @@ class Database:
 
     @property
     def exists(self) -> bool:
-        """Whether there is anything to read; a server is taken to be there."""
-        return self.file is None or (self.file.exists() and self.file.stat().st_size > 0)
+        """Whether there is anything to read: tables, for a process may have been killed before it had made them.
+
+        Raises:
+            StoreError: the database cannot be used.
+        """
+        if self.file is not None and not self.file.exists():
+            return False
+        with self._clear():
+            self._opened(create=False)
+        return self._ready
 
     @property
     def mark(self) -> str:
@@ -138,9 +146,8 @@ class Database:
         with self._lock:
             if self._engine is None:
                 self._engine = self._make()
-            if not self._ready and (create or self.exists):
-                self._prepare(self._engine, create=create)
-                self._ready = True
+            if not self._ready:
+                self._ready = self._prepared(self._engine, create=create)
             return self._engine
 
     def _make(self) -> sa.Engine:
@@ -181,8 +188,8 @@ class Database:
         event.listen(engine, "connect", on_connect)
         event.listen(engine, "begin", on_begin)
 
-    def _prepare(self, engine: sa.Engine, *, create: bool) -> None:
-        """Check the version, and make the tables of a new store.
+    def _prepared(self, engine: sa.Engine, *, create: bool) -> bool:
+        """Check the version, and make the tables of a new store; gives whether there are tables.
 
         Raises:
             StoreError: another program's database, or a newer version's; nothing is touched.
@@ -205,6 +212,7 @@ class Database:
                 f"store {self.name!r} holds schema {version}, this version knows {VERSION}; upgrade "
                 "trace-opt-framework, or pass another store"
             )
+        return version is not None
 
     def _version(self, connection: sa.Connection) -> int | None:
         """The schema's version; None where the database is empty."""

@@ -1,0 +1,245 @@
+"""The model in this process: bit for bit the same, scored answers, and errors instead of hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from trace_opt.errors import LLMError
+from trace_opt.llm.base import LLM, normalised
+from trace_opt.llm.connect import connect
+from trace_opt.llm.embedded import Embedded, _runtime
+from trace_opt.llm.meter import charging, metering
+from trace_opt.llm.models import path_of
+from trace_opt.llm.stack import Connected
+
+if TYPE_CHECKING:
+    from tests.llm.conftest import Purse
+
+TOPICS = ("business", "entertainment", "politics", "sports", "tech")
+HEADLINE = "Classify the headline.\nHeadline: Rovers win the cup final"
+
+
+def test_the_same_request_gives_the_same_bits_cold_and_through_the_prefix_cache(smollm2: LLM) -> None:
+    long_prompt = "\n".join(f"Headline {i}: Rovers win the cup final" for i in range(30))  # over one piece of a prompt
+    asked = smollm2.request(f"{long_prompt}\n{HEADLINE}", answers=TOPICS, prefill="Topic:")
+    smollm2("Something else, so that nothing of it is cached", max_tokens=1)
+
+    cold, cached = smollm2.send(asked), smollm2.send(asked)
+    smollm2.reply(f"{long_prompt}\nanother end", answers=TOPICS)
+    partly = smollm2.send(asked)
+
+    assert cold.logprobs == cached.logprobs == partly.logprobs
+
+
+def test_a_seed_decides_what_is_sampled(smollm2: LLM) -> None:
+    texts = [smollm2("Name an animal.", temperature=1.0, seed=seed, max_tokens=8) for seed in (1, 1, 2)]
+
+    assert texts[0] == texts[1]
+    assert texts[0] != texts[2]
+
+
+def test_answers_are_scored_and_the_likeliest_is_the_text(smollm2: LLM) -> None:
+    reply = smollm2.reply(HEADLINE, answers=TOPICS, prefill="Topic:")
+
+    assert reply.text == "sports" == TOPICS[reply.logprobs.index(max(reply.logprobs))]
+    assert sum(map(math.exp, reply.logprobs)) == pytest.approx(1.0)
+    assert (reply.cost.calls, reply.cost.tokens_out, reply.cost.usd) == (1, 1, 0.0)
+
+
+@pytest.mark.parametrize("prefill", ["", "Topic:"])
+def test_one_call_for_all_answers_agrees_with_token_by_token(smollm2: LLM, prefill: str) -> None:
+    assert isinstance(smollm2, Connected)
+    assert isinstance(smollm2.backend, Embedded)
+    runtime = _runtime(smollm2.backend._path, smollm2.name)
+    lead = " " if prefill else ""
+    words = ("business", "politics", "sports")
+    in_one = smollm2.reply(HEADLINE, answers=words, prefill=prefill).logprobs
+
+    first_tokens = [runtime.submit(lambda word=word: runtime.tokens(lead + word)[:1]).result() for word in words]
+
+    def by_token() -> tuple[float, ...]:
+        prompt = runtime.rendered([{"role": "user", "content": HEADLINE}]) + prefill
+        ids = runtime.tokens(prompt, whole=True)
+        scores: list[float] = []
+        for (token,) in first_tokens:
+            body = {"prompt": list(ids), "n_predict": 1, "n_probs": 1, "temperature": 0, "logit_bias": [[token, 100]]}
+            answer = runtime.server.handle_completions(body)
+            scores.append(answer["choices"][0]["logprobs"]["content"][0]["logprob"])
+        return normalised(scores)
+
+    assert in_one == pytest.approx(runtime.submit(by_token).result(), abs=1e-4)
+
+
+def test_answers_that_start_alike_are_scored_whole(smollm2: LLM) -> None:
+    reply = smollm2.reply(HEADLINE, answers=("sports", "sports news of the week", "tech"), prefill="Topic:")
+
+    assert reply.text == "sports"
+    assert reply.logprobs[0] > reply.logprobs[1]
+
+
+def test_an_answer_goes_on_from_its_start(smollm2: LLM) -> None:
+    reply = smollm2.reply("Count to five.", prefill="1, 2, 3,", max_tokens=4)
+
+    assert reply.text.startswith(" 4")
+
+
+def test_raw_text_is_continued_without_a_template(smollm2: LLM) -> None:
+    raw = smollm2.reply("The capital of France is", raw=True, max_tokens=1)
+
+    assert raw.cost.tokens_in == 5
+    assert raw.text == " Paris"
+
+
+def test_many_prompts_come_back_in_order(smollm2: LLM) -> None:
+    prompts = [f"Say the number {i}." for i in range(4)]
+
+    together = [reply.text for reply in smollm2.replies(prompts, max_tokens=4)]
+
+    assert together == [smollm2(prompt, max_tokens=4) for prompt in prompts]
+
+
+def test_a_schema_shapes_the_answer(smollm2: LLM) -> None:
+    import json
+
+    schema = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 3, "maximum": 4}}, "required": ["n"], "additionalProperties": False}  # fmt: skip
+
+    answer = json.loads(smollm2("Give a number as JSON.", schema=schema, max_tokens=40))
+
+    assert answer["n"] in (3, 4)
+
+
+def test_a_stop_text_ends_the_answer(smollm2: LLM) -> None:
+    reply = smollm2.reply("Count to nine.", prefill="1, 2,", stop=("4",), max_tokens=20)
+
+    assert "4" not in reply.text
+    assert reply.finish == "stop"
+
+
+def test_a_cut_answer_says_so(smollm2: LLM) -> None:
+    assert smollm2.reply("Tell a story.", max_tokens=3).finish == "length"
+
+
+def test_a_prompt_beyond_the_context_is_too_long(smollm2: LLM) -> None:
+    with pytest.raises(LLMError, match="context of 4096 tokens") as caught:
+        smollm2("word " * 5000)
+
+    assert caught.value.kind == "too_long"
+    assert smollm2("hi", max_tokens=1)
+
+
+@pytest.mark.parametrize("text", ["\ud800 lone", "nul \x00 in it", "", "😀 é"])
+def test_any_text_is_read(smollm2: LLM, text: str) -> None:
+    assert smollm2.reply(text, max_tokens=1).cost.calls == 1
+
+
+def test_messages_that_the_template_refuses_are_one_error(smollm2: LLM) -> None:
+    twice = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "a"},
+        {"role": "assistant", "content": "b"},
+    ]
+
+    with pytest.raises(LLMError, match="cannot take these messages") as caught:
+        smollm2.reply(twice)
+
+    assert caught.value.kind == "request"
+
+
+def test_it_costs_no_money_and_stays_within_what_was_reserved(smollm2: LLM, purse: type[Purse]) -> None:
+    request = smollm2.request(HEADLINE, answers=TOPICS, prefill="Topic:")
+    worst, ledger = smollm2.price(request), purse(usd=0.0)
+
+    with charging(ledger), metering() as meter:
+        smollm2.send(request)
+
+    assert smollm2.local
+    assert meter.cost == ledger.spent
+    assert ledger.spent.usd == 0.0
+    assert ledger.spent.tokens <= worst.tokens
+
+
+def test_a_deadline_ends_a_generation_and_the_next_call_is_fine(smollm2: LLM) -> None:
+    smollm2("load the model", max_tokens=1)
+    hasty = connect("embedded/smollm2", cache=None, timeout_s=0.3)
+    start = time.monotonic()
+
+    with pytest.raises(LLMError, match="within 0.3 s") as caught:
+        hasty("Tell a long story.", max_tokens=2000)
+
+    assert time.monotonic() - start < 2
+    assert caught.value.kind == "timeout"
+    assert smollm2("hi", max_tokens=1)
+    assert time.monotonic() - start < 8
+
+
+def test_a_cancelled_generation_stops(smollm2: LLM) -> None:
+    async def main() -> None:
+        task = asyncio.create_task(smollm2.areply("Tell a long story.", max_tokens=2000))
+        await asyncio.sleep(0.3)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    start = time.monotonic()
+    asyncio.run(main())
+
+    assert smollm2("hi", max_tokens=1)
+    assert time.monotonic() - start < 8
+
+
+SCRIPT = """
+import os, signal, threading, time
+from trace_opt.llm.connect import connect
+llm = connect("embedded/smollm2", cache=None)
+llm("hi", max_tokens=1)
+threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+start = time.monotonic()
+try:
+    llm("Tell a long story.", max_tokens=3000)
+except KeyboardInterrupt:
+    print("interrupted after", time.monotonic() - start)
+"""
+
+
+def test_ctrl_c_ends_a_generation_and_the_process(smollm2: LLM) -> None:
+    start = time.monotonic()
+
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", SCRIPT], capture_output=True, text=True, timeout=60, cwd=os.getcwd()
+    )
+
+    assert done.stdout.startswith("interrupted after 0."), done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
+    assert time.monotonic() - start < 30
+
+
+def test_a_file_that_is_no_model_is_one_error(tmp_path: Path) -> None:
+    path = tmp_path / "broken.gguf"
+    path.write_bytes(b"GGUF, but not really")
+
+    with pytest.raises(LLMError, match="cannot be loaded from") as caught:
+        connect(f"embedded/{path}", cache=None)("hi")
+
+    assert caught.value.kind == "model"
+
+
+def test_a_model_that_was_not_pulled_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACE_OPT_HOME", str(tmp_path))
+
+    with pytest.raises(LLMError, match="trace-opt models pull smollm2"):
+        connect("embedded/smollm2", cache=None)("hi")
+
+
+def test_the_weights_serve_by_path_as_well(smollm2: LLM) -> None:
+    by_path = connect(f"embedded/{path_of('smollm2')}", cache=None)
+
+    assert by_path("Say hi.", max_tokens=3) == smollm2("Say hi.", max_tokens=3)
