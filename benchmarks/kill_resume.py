@@ -238,10 +238,8 @@ CHOSEN = (
 
 def check(whole: dict[str, Any], clean: dict[str, Any], kills: Sequence[Kill]) -> list[str]:
     """What is wrong with a killed and resumed search; empty where nothing is."""
-    wrong: list[str] = []
-    for part in whole["result"]:
-        if whole["result"][part] != clean["result"][part]:
-            wrong.append(f"{part} differ after {kills}")
+    parts = [part for part in whole["result"] if whole["result"][part] != clean["result"][part]]
+    wrong = [f"{part} differ after {kills}" for part in parts]
     spent = sum(whole["spent"].values())
     if whole["status"] != "finished":
         wrong.append(f"the status is {whole['status']!r}")

@@ -1,7 +1,7 @@
 """How propagation grows with the graph, and what copying and writing a deep graph costs.
 
-    python benchmarks/propagate.py            1,000 / 10,000 / 100,000 op calls
-    python benchmarks/propagate.py --quick    up to 10,000
+python benchmarks/propagate.py            1,000 / 10,000 / 100,000 op calls
+python benchmarks/propagate.py --quick    up to 10,000
 """
 
 from __future__ import annotations
@@ -84,10 +84,12 @@ def propagate_seconds(shape: Callable[[Parameter[float], int], Any], calls: int,
     """Least CPU seconds from a fresh recording to its slices, laying out the graph included."""
     best = float("inf")
     for _ in range(rounds):
-        graph, output = recorded(shape, calls)
-        best = min(best, cpu_seconds(lambda: propagate(graph, graph.output(output), FEEDBACK)))  # noqa: B023
-        del graph, output
+        best = min(best, _once(*recorded(shape, calls)))
     return best
+
+
+def _once(graph: Graph, output: Any) -> float:
+    return cpu_seconds(lambda: propagate(graph, graph.output(output), FEEDBACK))
 
 
 def copies(calls: int) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """What recording costs: an op call beside one torch operation that records for autograd, and bytes a node.
 
-    python benchmarks/recording.py            full, about a minute
-    python benchmarks/recording.py --quick    a few seconds
-    python benchmarks/recording.py --trace    beside Microsoft Trace as well, installed in a temporary environment
+python benchmarks/recording.py            full, about a minute
+python benchmarks/recording.py --quick    a few seconds
+python benchmarks/recording.py --trace    beside Microsoft Trace as well, installed in a temporary environment
 """
 
 from __future__ import annotations
@@ -107,7 +107,9 @@ def peer_microseconds() -> float:
         subprocess.run([python, "-m", "pip", "install", "-q", "trace-opt==0.1.3.8"], check=True)
         script = Path(folder, "peer.py")  # it reads the source of what it bundles, so it wants a file
         script.write_text(PEER, encoding="utf-8")
-        return float(subprocess.run([python, str(script)], check=True, capture_output=True, text=True).stdout.split()[-1])
+        return float(
+            subprocess.run([python, str(script)], check=True, capture_output=True, text=True).stdout.split()[-1]
+        )
 
 
 def main() -> None:

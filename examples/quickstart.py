@@ -2,13 +2,17 @@ from trace_opt import Parameter, connect, optimize, trace
 from trace_opt.guides import exact
 
 llm = connect("embedded/smollm2")  # runs on one CPU thread: no key, no network
-instruction = Parameter("Classify.", name="instruction", suggestions=["Is this review good or bad?", "Judge the review."])
+instruction = Parameter(
+    "Classify.", name="instruction", suggestions=["Is this review good or bad?", "Judge the review."]
+)
 cue = Parameter("", name="cue", choices=["", "Verdict:", "The review is"])
+
 
 @trace
 def classify(text: str) -> str:  # parameters that an op reads are its inputs
     prompt = f"{instruction.value}\n{text}"
     return llm.reply(prompt, answers=("good", "bad"), prefill=cue.value).text
+
 
 words = {"good": ["lovely", "superb", "a delight", "well made"], "bad": ["awful", "broken", "a waste", "too slow"]}
 things = ["phone", "hotel", "novel", "soup", "film"]

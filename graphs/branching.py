@@ -66,7 +66,9 @@ def problem() -> Problem:
         description="word that marks a message about money back",
         suggestions=("urgent", "order", "refund", "invoice", "please"),
     )
-    ignore_case = Parameter(False, name="ignore_case", description="whether capitals do not matter", choices=(False, True))
+    ignore_case = Parameter(
+        False, name="ignore_case", description="whether capitals do not matter", choices=(False, True)
+    )
     limit = Parameter(
         0, name="limit", description="amount above which a manager decides", choices=(0, 100, 200, 300, 1000)
     )

@@ -12,7 +12,14 @@ from hypothesis import settings
 
 settings.load_profile("ci")
 
-_KEYS = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY", "TRACE_OPT_MODEL", "TRACE_OPT_STORE", "TRACE_OPT_CACHE")
+_KEYS = (
+    "OPENAI_API_KEY",
+    "ANTHROPIC_API_KEY",
+    "GEMINI_API_KEY",
+    "TRACE_OPT_MODEL",
+    "TRACE_OPT_STORE",
+    "TRACE_OPT_CACHE",
+)
 _LOCAL = ("127.", "::1", "localhost")
 
 

@@ -331,7 +331,9 @@ class Solver:
         if variable.is_number and not any(variable.name in line for line in self._decision_lines()):
             return None
         if variable.is_number:
-            seen = sorted({float(n) for e in self.text.examples for v in e.inputs.values() for n in re.findall(r"-?\d+", v)})
+            seen = sorted(
+                {float(n) for e in self.text.examples for v in e.inputs.values() for n in re.findall(r"-?\d+", v)}
+            )
             return [variable.value, *(math.floor((a + b) / 2) for a, b in itertools.pairwise(seen))]
         words = {word for e in self.text.examples for v in e.inputs.values() for word in re.findall(r"\w+", v)}
         return list(dict.fromkeys([variable.value, *variable.suggestions, *sorted(words)]))
@@ -365,7 +367,9 @@ class Solver:
 
     def _differences(self, values: Mapping[str, Any], numbers: Sequence[str], point: Sequence[float]) -> list[float]:
         at = {**values, **dict(zip(numbers, map(float, point), strict=True))}
-        return [float(self.program.run(example, at)) - float(self.goals[example.number]) for example in self.text.examples]
+        return [
+            float(self.program.run(example, at)) - float(self.goals[example.number]) for example in self.text.examples
+        ]
 
     def _number(self, name: str, x: float) -> float:
         return round(x) if self.text.variables[name].allowed.startswith("whole number") else round(x, 9)

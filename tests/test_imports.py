@@ -48,7 +48,7 @@ def test_every_exported_name_exists_and_is_known_to_type_checkers() -> None:
 
 def test_an_unknown_name_says_so() -> None:
     try:
-        trace_opt.nothing  # noqa: B018
+        trace_opt.nothing
     except AttributeError as error:
         assert "'nothing'" in str(error)
     else:

@@ -9,7 +9,20 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "trace_opt"
-LAYERS = ["errors", "core", "llm", "guides", "store", "optim", "refine", "search", "problem", "cli", "viewer", "testing"]
+LAYERS = [
+    "errors",
+    "core",
+    "llm",
+    "guides",
+    "store",
+    "optim",
+    "refine",
+    "search",
+    "problem",
+    "cli",
+    "viewer",
+    "testing",
+]
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 
@@ -33,7 +46,9 @@ def imported(tree: ast.Module) -> Iterator[str]:
         yield from (name.split(".")[1] for name in names if name.startswith("trace_opt."))
 
 
-@pytest.mark.parametrize("path", [m for m in MODULES if m.name not in ("__init__.py", "__main__.py") or len(m.parts) > 1], ids=str)
+@pytest.mark.parametrize(
+    "path", [m for m in MODULES if m.name not in ("__init__.py", "__main__.py") or len(m.parts) > 1], ids=str
+)
 def test_a_module_imports_only_from_its_own_layer_and_those_above(path: Path) -> None:
     own = LAYERS.index(layer(path))
     tree = ast.parse((PACKAGE / path).read_text(encoding="utf-8"))

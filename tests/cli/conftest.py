@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
@@ -125,12 +125,37 @@ def command(*args: object) -> list[str]:
     return [sys.executable, "-m", "trace_opt", *map(str, args)]
 
 
-def spawn(*args: object, **options: Any) -> Done:
+@pytest.fixture
+def spawn() -> Cli:
     """Runs a command in a process of its own."""
-    done = subprocess.run(
-        command(*args), capture_output=True, text=True, encoding="utf-8", env=environment(**options), timeout=100, check=False
-    )
-    return Done(done.returncode, done.stdout, done.stderr)
+
+    def run(*args: object, **options: str) -> Done:
+        done = subprocess.run(
+            command(*args), capture_output=True, text=True, encoding="utf-8", env=environment(**options), timeout=100,
+            check=False,
+        )  # fmt: skip
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[Any]]]:
+    """Starts a command in a process of its own, which is ended with the test."""
+    running: list[subprocess.Popen[Any]] = []
+
+    def begin(*args: object, env: dict[str, str] | None = None, **options: Any) -> subprocess.Popen[Any]:
+        made = subprocess.Popen(command(*args), env=environment(**(env or {})), **options)
+        running.append(made)
+        return made
+
+    yield begin
+    for process in running:
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
 
 
 @pytest.fixture

@@ -100,7 +100,7 @@ def _bodies(value: Any) -> list[Any]:
     if isinstance(value, type):
         made = value.__dict__.get("__init__")
         return [made] if inspect.isfunction(made) else []
-    call = inspect.getattr_static(cast("type", type(value)), "__call__", None)
+    call = inspect.getattr_static(value.__class__, "__call__", None)
     if call is not None and _op(call) is not None:
         return [call]
     return [_WithSelf(call, value)] if inspect.isfunction(call) else []
@@ -133,7 +133,7 @@ def _named(function: Any) -> Iterator[Any]:
         if name in function.__globals__:
             yield from _callable(function.__globals__[name])
         elif owner is not None:
-            found = inspect.getattr_static(cast("type", type(owner)), name, None)
+            found = inspect.getattr_static(owner.__class__, name, None)
             if inspect.isfunction(found):
                 yield found if _op(found) is not None else _WithSelf(found, owner)
             else:

@@ -102,14 +102,34 @@ class _Free:
 
 
 def probed(problem: Problem) -> Probe | None:
-    """One rollout run to its end for nothing; None where a later call of it costs money or cannot be made."""
+    """One rollout run to its end for nothing; None where a later call of it costs money or cannot be made.
+
+    Replies that are cached tell neither calls nor time, and the first call loads the model, so the second rollout that
+    makes a call counts.
+    """
+    found: Probe | None = None
+    for example in list(problem.train)[: -_MOST_PROBED - 1 : -1]:
+        probe = _probe(problem, example)
+        if probe is None:
+            return None
+        if probe.cost.calls:
+            if found is not None:
+                return probe
+            found = probe
+    return found
+
+
+_MOST_PROBED = 32
+
+
+def _probe(problem: Problem, example: Any) -> Probe | None:
     from trace_opt.cli.graph import recorded
     from trace_opt.llm.meter import charging, metering
 
     began = time.perf_counter()
     with metering() as meter, charging(_Free()):
         try:
-            _, error = recorded(problem, next(iter(problem.train)), problem.seed)
+            _, error = recorded(problem, example, problem.seed)
         except (BudgetError, LLMError):
             return None
     return Probe(meter.cost, time.perf_counter() - began, error)
@@ -127,4 +147,4 @@ def _lines(
             f"  one rollout: {probe.cost.calls} calls, {probe.cost.tokens} tokens, {probe.seconds:.2f} s{failed}"
         )
     said = ", ".join(f"${value:.2f}" if name == "usd" else f"{value:g} {name}" for name, value in most.items())
-    return [*lines, "", f"at most: {said or 'no limit is set'}", "nothing was spent, and nothing is kept"]
+    return [*lines, "", f"at most: {said or 'no limit is set'}", "nothing was spent, and no run is kept"]

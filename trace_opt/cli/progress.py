@@ -61,7 +61,8 @@ class Watcher:
             self.end = dict(event.data)
         elif event.kind == "trial":
             self.trials += 1
-        if self._quiet:
+        # how a run that did not finish ended is said by the command itself
+        if self._quiet or (event.kind == "end" and event.data.get("status") != "finished"):
             return
         if self._bar is not None:
             self._draw(self._bar, event)

@@ -125,7 +125,7 @@ def _container(value: Any, indent: int) -> str:
         frozenset: lambda v: f"frozenset([{', '.join(map(inner, v))}])",
         dict: lambda v: f"{{{', '.join(f'{inner(key)}: {inner(item)}' for key, item in v.items())}}}",
     }
-    return makers.get(cast("type", type(value)), repr)(value)
+    return makers.get(value.__class__, repr)(value)
 
 
 def _text(text: str, indent: int) -> str:

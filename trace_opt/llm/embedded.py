@@ -291,6 +291,8 @@ class _Runtime:
         try:
             status, answer = self._post(path, body)
         except (OSError, http.client.HTTPException):
+            if self._connection is not None:
+                self._connection.close()
             self._connection = None  # the server closes a connection that was idle
             status, answer = self._post(path, body)
         if status != 200:

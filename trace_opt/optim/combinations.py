@@ -34,7 +34,7 @@ _DRAWS = 300
 _LISTED = 10_000
 _SWEEPS = 3
 _CHANGE_COST = 0.05
-_CURIOSITY = 4.0
+_CURIOSITY = 6.0
 
 
 class Options:
@@ -203,11 +203,6 @@ class Effects:
         """The worth that the values and their pairs add up to, 0 on average."""
         return self._added(point) + sum(self._double.get(pair, 0.0) for pair in _pairs(point))
 
-    def of_change(self, point: Point, other: Point) -> float:
-        """The predicted worth of a changed combination; of two that promise the same, that of fewer changes is higher."""
-        changes = sum(a != b for a, b in zip(point, other, strict=True))
-        return self.predicted(other) - _CHANGE_COST * self._spread * changes
-
     def worth_a_look(self, point: Point) -> float:
         """The predicted worth in units of its spread, plus what it would tell of values hardly tried together."""
         news = [1 / (1 + self._seen[pair]) for pair in _pairs(point)]
@@ -217,10 +212,6 @@ class Effects:
         """The predicted worth of a changed combination; of two that promise the same, that of fewer changes is higher."""
         changes = sum(a != b for a, b in zip(point, other, strict=True))
         return self.predicted(other) - _CHANGE_COST * self._spread * changes
-
-    def worth_a_look(self, point: Point) -> float:
-        """The predicted worth in units of its spread, plus up to one for each pair of values hardly tried together."""
-        return self.predicted(point) / self._spread + sum(1 / (1 + self._seen[pair]) for pair in _pairs(point))
 
     def _added(self, point: Point) -> float:
         return sum(self._single.get(place, 0.0) for place in enumerate(point))

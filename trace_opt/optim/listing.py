@@ -118,7 +118,7 @@ class Listing:
         }  # fmt: skip
         self.visible = [
             (i, node) for i, node in enumerate(self.path)
-            if not isinstance(node, ParameterNode) and node.op.name != "join" and node not in self.inlined
+            if not isinstance(node, ParameterNode) and not _is_join(node) and node not in self.inlined
         ]  # fmt: skip
         self._units = self._folded(where, uses, steps)
         self._nearest = sorted(range(len(self._units)), key=lambda i: (self._units[i].rank, i))
@@ -231,7 +231,7 @@ def _mark(given: Any, node: Node[Any], where: list[int], uses: list[int]) -> Any
     if kind is Node:
         if where[given.index] < 0 or uses[given.index] > _HUB_USES:
             return given.index
-        return ("back", node.index - given.index)
+        return (id(given.op), node.index - given.index)
     if kind is ParameterNode:
         return given.index
     if kind is Nested:
@@ -251,6 +251,11 @@ def _longest_run(marks: list[int], start: int) -> tuple[int, int]:
         if rounds * period >= 3 * period + 3 and rounds >= 4:
             return period, rounds * period
     return 0, 0
+
+
+def _is_join(node: Node[Any]) -> bool:
+    """Whether a node only brings the decisions of several tasks together, which no line of code does."""
+    return node.kind == "decision" and node.op.name == "join"
 
 
 def _is_test(node: Any) -> bool:

@@ -35,6 +35,7 @@ OBJECTIVE = (
 _LEAST_TOKENS = 150  # besides the variables, without which a problem says nothing
 _BYTES_PER_TOKEN = 3.0  # to begin with; put right by what the text turns out to have
 _EXAMPLE_BYTES = 300  # an example with less room is left out
+_ENTRY_BYTES = 24  # a name with a short value
 _MAX_CODES = 6  # different courses of the workflow that are written out
 _MAX_EXAMPLES = 40
 
@@ -174,12 +175,13 @@ class _Problem:
         inputs = [*self.constants.inputs(i).items(), *_context(example)]
         name, value = _output(example)
         lines = [line for line in example.lines if isinstance(line, Line)]
-        parts.append(_listed("Inputs", inputs, int(room * 0.35)))
-        output = f"Output:\n  {name} = {_shown_value(value, max(60, room // 3))}"
-        room -= size(parts[1]) + size(output)
-        decided, hidden, at = _ends(self._decided(i), room // 3)
-        parts.append(_titled("Decisions", [f"  {line}" for line in decided], hidden, at))
         values = [(line.name, line.node.value) for line in lines if line.name and line.name != name]
+        output = f"Output:\n  {name} = {_shown_value(value, max(60, room // 3))}"
+        # values follow from the inputs and the code, so they are the first to give way
+        parts.append(_listed("Inputs", inputs, int((room - size(output)) * 0.6)))
+        room -= size(parts[1]) + size(output)
+        decided, hidden, at = _ends(self._decided(i), room // 2)
+        parts.append(_titled("Decisions", [f"  {line}" for line in decided], hidden, at))
         parts += [_listed("Values", values, room - size(parts[2])), output]
         parts.append(f"Feedback:\n{feedback}" if feedback.strip("| \n") else "")
         return "\n".join(part for part in parts if part)
@@ -289,7 +291,7 @@ def _titled(title: str, lines: list[str], hidden: int, at: int) -> str:
 
 def _ends(entries: Sequence[T], limit: int) -> tuple[Sequence[T], int, int]:
     """The first and last entries of more than fit, how many are left out, and where."""
-    most = max(2, limit // 48)
+    most = max(2, limit // _ENTRY_BYTES)
     if len(entries) <= most + 1:
         return entries, 0, len(entries)
     head, tail = (most + 1) // 2, most // 2

@@ -12,8 +12,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from trace_opt.core.binding import bind
 from trace_opt.core.codec import content_hash, decode, encode
 from trace_opt.core.feedback import Feedback
 from trace_opt.core.graph import Graph
@@ -21,8 +22,9 @@ from trace_opt.core.rollout import Rollout
 from trace_opt.errors import BudgetError
 from trace_opt.search.candidate import Candidate, Score
 from trace_opt.search.options import Event
-from trace_opt.search.rolling import Job, Roller
+from trace_opt.search.rolling import Bound, Job, Roller
 from trace_opt.search.splits import Data, rollout_seed
+from trace_opt.store.rows import RolloutRow
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -94,6 +96,7 @@ class Bench:
         self._range_floor = floor
         self._tell = tell
         self._seeds = [rollout_seed(seed, key) for key in data.keys]
+        self._bound: dict[int, Bound] = {}
         self._keep_graphs = keep_graphs
         self._keep_all = data.shared and len(data.train) <= _MOST_KEPT
         self._finished = 0
@@ -146,7 +149,7 @@ class Bench:
                     todo[candidate.id, number] = candidate, self._job(candidate, number, keep=True)
         await self._run(list(todo.values()), phase)
 
-    async def unsaved(self, values: Mapping[str, Any], examples: Sequence[Any]) -> tuple[list[Rollout], list[Account]]:
+    async def unsaved(self, values: dict[str, Any], examples: Sequence[Any]) -> tuple[list[Rollout], list[Account]]:
         """Run values that are no candidate, for an optimizer that wants to know; charged, but not kept.
 
         Args:
@@ -185,9 +188,13 @@ class Bench:
     def _job(self, candidate: Candidate, number: int, *, keep: bool) -> Job:
         return self._job_of(candidate.id, candidate.values, number, keep=keep)
 
-    def _job_of(self, candidate: int, values: Mapping[str, Any], number: int, *, keep: bool) -> Job:
+    def _job_of(self, candidate: int, values: dict[str, Any], number: int, *, keep: bool) -> Job:
+        bound = self._bound.get(number)
+        example = self.data.examples[number]
+        if bound is None:
+            bound = self._bound[number] = bind(self._roller.workflow, example)
         return Job(
-            candidate, values, number, self.data.examples[number], self.data.name(number), self._seeds[number], keep
+            candidate, values, number, example, bound=bound, seed=self._seeds[number], name=self.data.name, keep=keep
         )
 
     async def _run(self, todo: list[tuple[Candidate, Job]], phase: str) -> None:
@@ -214,7 +221,7 @@ class Bench:
             async with self._telling(phase, len(jobs)):
                 await self._all(jobs, awork if self._roller.is_async else work, finished)
         finally:
-            for candidate, job in todo:
+            for job in jobs:
                 if job in finished:
                     self._apply(job, *finished[job])
             self.ledger.give_rollouts(sum(self._is_new(c, job) for c, job in todo if job not in finished))
@@ -240,10 +247,12 @@ class Bench:
         if self.writer is not None and not self.writer.closed:
             now = rollout.cost.calls > 0 or rollout.seconds >= LONG_S
             graph = rollout.graph.to_json() if now and rollout.graph is not None else None
-            self.writer.rollout(
-                job.candidate, job.number, score=rollout.score, data=self._data(job, rollout), cost=rollout.cost,
-                seconds=rollout.seconds, graph=graph, spend=account.spend, landed=account.flights, now=now,
+            cost = rollout.cost
+            row = RolloutRow(
+                job.candidate, job.number, 0, rollout.score, self._data(job, rollout), cost.calls, cost.tokens_in,
+                cost.tokens_out, cost.usd, rollout.seconds,
             )  # fmt: skip
+            self.writer.rollout(row, spend=account.spend, landed=account.flights, graph=graph, now=now)
         self.ledger.land(account)
 
     def _data(self, job: Job, rollout: Rollout) -> dict[str, Any]:
@@ -329,7 +338,7 @@ def restored(job: Job, stored: Stored, graph: Graph, parameters: Mapping[str, Pa
         node.value = job.values.get(name, node.value)
     graph.values = dict(job.values)
     order = graph.layout().order
-    node = order[data["node"]] if 0 <= data.get("node", -1) < len(order) else None
+    node = cast("Any", order[data["node"]]) if 0 <= data.get("node", -1) < len(order) else None
     score: Any = data.get("scores") or stored.score.value
     return Rollout(
         example=job.example, values=job.values, seed=job.seed, graph=graph, node=node, output=decode(data.get("output")),

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol
 
 from trace_opt.core.rollout import Cost
 from trace_opt.errors import BudgetError
@@ -25,8 +25,6 @@ LEVELS: dict[str, int] = {"light": 10, "medium": 30, "heavy": 100}
 
 SMALLEST = 24
 """A smaller validation set counts as one of this size: a proposal costs its minibatch however few examples there are."""
-
-Role = Literal["workflow", "optimizer", "guide"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +101,7 @@ class Flight:
     """A reservation: what `Account.reserve` gives and `settle` takes back."""
 
     number: int
-    role: Role
+    role: str
     worst: Cost
 
 
@@ -119,9 +117,9 @@ class Account:
 
     __slots__ = ("_ledger", "flights", "role", "spend", "what")
 
-    def __init__(self, ledger: Ledger, role: Role, what: object) -> None:
+    def __init__(self, ledger: Ledger, role: str, what: object) -> None:
         self._ledger = ledger
-        self.role: Role = role
+        self.role: str = role
         self.what = what
         self.spend: dict[str, Cost] = {}
         self.flights: dict[int, Cost] = {}
@@ -176,16 +174,16 @@ class Ledger:
         self._held = Cost()
         self._held_rollouts = 0
         self._held_seconds = 0.0
-        self._open: dict[int, tuple[Role, Cost]] = {}
+        self._open: dict[int, tuple[str, Cost]] = {}
         self._lock = Lock()
 
     # -- model calls -------------------------------------------------------------------------------------------------
 
-    def account(self, role: Role, what: object) -> Account:
+    def account(self, role: str, what: object) -> Account:
         """An account for one rollout or proposal."""
         return Account(self, role, what)
 
-    def reserve(self, worst: Cost, role: Role, what: str) -> Flight:
+    def reserve(self, worst: Cost, role: str, what: str) -> Flight:
         """Set aside the most that a request can cost, and tell the journal.
 
         Raises:
@@ -211,7 +209,7 @@ class Ledger:
                 raise
         return flight
 
-    def settle(self, token: Flight | None, actual: Cost, role: Role) -> Role:
+    def settle(self, token: Flight | None, actual: Cost, role: str) -> str:
         """Replace a reservation by what it came to, and give the role that pays.
 
         Raises:
@@ -346,5 +344,5 @@ def unpriced(models: Iterable[Any]) -> str | None:
 
     for model in models:
         if isinstance(model, LLM) and model.price(model.request("?")).usd is None:
-            return cast("str", model.name)
+            return model.name
     return None

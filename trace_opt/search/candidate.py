@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from trace_opt.core.rollout import Cost, Rollout
+from trace_opt.store.records import TrialRecord
 
 if TYPE_CHECKING:
     from trace_opt.core.graph import Graph
@@ -26,7 +27,7 @@ class Score:
 
     value: float | None
     several: Mapping[str, float] | None = None
-    cost: Cost = Cost()
+    cost: Cost = field(default_factory=Cost)
     seconds: float = 0.0
 
 
@@ -103,6 +104,21 @@ class Attempt:
     verdict: str = ""
 
     @property
+    def is_new(self) -> bool:
+        """Whether its values were not tried before."""
+        return self.candidate is not None and self.candidate.id == self.number
+
+    @property
     def open(self) -> bool:
         """Whether it has no verdict yet."""
         return not self.verdict
+
+
+def record_of(attempt: Attempt) -> TrialRecord:
+    """An attempt as data."""
+    return TrialRecord(
+        number=attempt.number, step=attempt.step, optimizer=attempt.optimizer, base=attempt.base.id,
+        candidate=None if attempt.candidate is None else attempt.candidate.id, changed=dict(attempt.proposal.values),
+        reason=attempt.proposal.reason, notes=dict(attempt.proposal.notes), before=attempt.before, after=attempt.after,
+        n=attempt.n, accepted=attempt.accepted, verdict=attempt.verdict,
+    )  # fmt: skip

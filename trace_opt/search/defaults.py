@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from trace_opt.errors import LLMError, ProblemError
 
@@ -108,7 +108,8 @@ def models_of(optimizers: Iterable[Any]) -> list[Any]:
 
     found: list[Any] = []
     for optimizer in optimizers:
-        found += [value for value in vars(optimizer).values() if isinstance(value, LLM)]
+        held = cast("dict[str, Any]", vars(optimizer))
+        found += [value for value in held.values() if isinstance(value, LLM)]
         found += models_of(getattr(optimizer, "sources", ()))
     return found
 

@@ -75,5 +75,5 @@ def _changed(session: Session, best: Candidate) -> dict[str, tuple[object, objec
 
 def finished(writer: Writer, session: Session, best: Candidate, report: Report) -> None:
     """Keep the report and the choice, with the next commit."""
-    session.keep_candidate(best)
+    session.keeper.candidate(best)
     writer.set(best=best.id, report=json.dumps(report.to_json()))

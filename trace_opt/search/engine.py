@@ -16,12 +16,12 @@ from trace_opt.core.feedback import Guide
 from trace_opt.core.rollout import Cost
 from trace_opt.errors import BudgetError
 from trace_opt.search.budget import Ledger
-from trace_opt.search.candidate import Candidate
+from trace_opt.search.candidate import Candidate, record_of
 from trace_opt.search.ending import finished, report_of, run_test
 from trace_opt.search.executors import LocalExecutor
 from trace_opt.search.opening import Opening
 from trace_opt.search.options import Options
-from trace_opt.search.session import UNJUDGED, Session, record_of
+from trace_opt.search.session import UNJUDGED, Session
 from trace_opt.search.settings import Settings, announce, settle
 
 if TYPE_CHECKING:

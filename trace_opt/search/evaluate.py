@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Unpack
 
+from trace_opt.core.binding import bind
 from trace_opt.core.feedback import Guide
 from trace_opt.core.rollout import Cost
 from trace_opt.errors import BudgetError, ProblemError
@@ -51,18 +52,8 @@ def evaluate(
         BudgetError: the budget does not cover all of them.
         FeedbackError: the guide returned no finite score.
     """
-    return blocking(
-        lambda: aevaluate(
-            workflow,
-            examples,
-            guide,
-            values=values,
-            seed=seed,
-            concurrency=concurrency,
-            budget=budget,
-            score_range=score_range,
-        )  # fmt: skip
-    )
+    options: dict[str, Any] = {"values": values, "seed": seed, "concurrency": concurrency, "budget": budget}
+    return blocking(lambda: aevaluate(workflow, examples, guide, **options, score_range=score_range))
 
 
 async def aevaluate(
@@ -192,7 +183,7 @@ def _first_call(workflow: Callable[..., Any], guide: Guide, example: Any) -> Cos
     asking = _Asking()
     executor = LocalExecutor(1)
     roller = Roller(workflow, guide, asking, executor)
-    job = Job(-1, {}, 0, example, "the first example", 0)
+    job = Job(-1, {}, 0, example, bound=bind(workflow, example), seed=0)
 
     async def once() -> None:
         try:

@@ -79,7 +79,7 @@ class LocalExecutor:
         """End the threads that are idle; the others end with what they run."""
         self._threads.close()
 
-    async def _in_tasks(self, todo: _Todo) -> None:
+    async def _in_tasks(self, todo: _Todo[Any, Any]) -> None:
         # a semaphore belongs to the loop it is first waited for under
         loop = asyncio.get_running_loop()
         gate = self._gates.setdefault(loop, asyncio.Semaphore(self.concurrency))
@@ -93,7 +93,7 @@ class LocalExecutor:
             for _ in range(min(self.concurrency, len(todo.jobs))):
                 group.create_task(pull())
 
-    async def _in_threads(self, todo: _Todo) -> None:
+    async def _in_threads(self, todo: _Todo[Any, Any]) -> None:
         pullers = [self._threads.submit(todo.pull)]
         try:
             while not pullers[0].done():

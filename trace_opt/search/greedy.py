@@ -23,17 +23,17 @@ _MOST_RACED = 1000
 
 
 class Search(Protocol):
-    """How a run goes about it.
-
-    Attributes:
-        width: Proposals at once.
-        minibatch: Training rollouts that a proposal is made from.
-    """
+    """How a run goes about it."""
 
     @property
-    def width(self) -> int: ...
+    def width(self) -> int:
+        """Proposals at once."""
+        ...
+
     @property
-    def minibatch(self) -> int: ...
+    def minibatch(self) -> int:
+        """Training rollouts that a proposal is made from."""
+        ...
 
     def boundaries(self, total: int) -> list[int]:
         """After how many validation examples a candidate may be dropped; the last is all of them."""
@@ -94,7 +94,7 @@ class Greedy:
 
     async def _judge(self, session: Session, attempts: Sequence[Attempt]) -> None:
         """Give every attempt a verdict."""
-        alive = [attempt for attempt in attempts if session.is_new(attempt)]
+        alive = [attempt for attempt in attempts if attempt.is_new]
         for attempt in attempts:
             if attempt not in alive:
                 self._repeat(session, attempt)

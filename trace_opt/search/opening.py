@@ -183,7 +183,7 @@ class Opening:
             minibatch=self.settings.search.minibatch, goals=self.settings.goals, writer=self.writer,
         )  # fmt: skip
         if saved is not None:
-            session.restore(saved.candidates, saved.trials, saved.states, scores)
+            session.restore(saved, scores)
         self._keep_start(session, parameters)
         return session
 
@@ -238,7 +238,7 @@ class Opening:
                 reached.setdefault(name, found.get(name, reached.get(name)))  # pyright: ignore[reportArgumentType] # one of them holds it
         return reached
 
-    def _check_calls(self, worst: Cost) -> None:
+    def _check_calls(self, _: Cost) -> None:
         """Called at the first model call: refuse a number of calls that cannot pay for one proposal.
 
         Raises:
@@ -270,7 +270,7 @@ class Opening:
         ]  # fmt: skip
         data["fingerprint"]["start"] = fingerprint.of_values(list(parameters.values()), session.start.values)
         self.writer.set(data=json.dumps(data))
-        session.keep_candidate(session.start)
+        session.keeper.candidate(session.start)
         self.writer.commit()
 
     def _stored_scores(self) -> dict[int, dict[int, Score]]:

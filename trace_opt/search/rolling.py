@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from trace_opt.core.binding import bind
 from trace_opt.core.context import in_force
 from trace_opt.core.feedback import Feedback, Guide
 from trace_opt.core.rollout import Rollout
@@ -28,30 +26,43 @@ if TYPE_CHECKING:
     from trace_opt.search.budget import Account, Ledger
     from trace_opt.search.executors import LocalExecutor
 
+Bound = tuple[tuple[Any, ...], dict[str, Any]]
+
 _PACKAGE = str(Path(__file__).parents[1])
 _LONGEST_TRACEBACK = 2000
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """One rollout to run.
+    """One rollout to run. Plainly slotted, for one is made for every rollout.
 
     Attributes:
         candidate: The number of the candidate; -1 for values that are no candidate.
         values: Its values by full parameter name.
         number, example: The example.
-        name: What messages call the example.
+        bound: Positional and keyword arguments that it becomes.
         seed: The rollout's seed.
         keep: Whether the graph is wanted.
     """
 
-    candidate: int
-    values: Mapping[str, Any]
-    number: int
-    example: Any
-    name: str
-    seed: int
-    keep: bool = False
+    __slots__ = ("_name", "bound", "candidate", "example", "keep", "number", "seed", "values")
+
+    def __init__(
+        self, candidate: int, values: dict[str, Any], number: int, example: Any, *, bound: Bound, seed: int,
+        name: Callable[[int], str] = str, keep: bool = False,
+    ) -> None:  # fmt: skip
+        self.candidate = candidate
+        self.values = values
+        self.number = number
+        self.example = example
+        self.bound = bound
+        self.seed = seed
+        self.keep = keep
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        """What messages call the example."""
+        return self._name(self.number)
 
     def __str__(self) -> str:
         return f"candidate {self.candidate}, {self.name}"
@@ -80,10 +91,10 @@ class Roller:
         """A rollout of a sync workflow."""
         account = self.ledger.account("workflow", job)
         began = perf_counter()
-        args, keywords = bind(self.workflow, job.example)
+        args, keywords = job.bound
         with charging(account):
             try:
-                with record(job.values, job.seed, grad=False) as graph:  # pyright: ignore[reportArgumentType] # only read
+                with record(job.values, job.seed, grad=False) as graph:
                     output = self.workflow(*args, **keywords)
                     if inspect.isawaitable(output):
                         output = asyncio.run(_awaited(output))
@@ -100,10 +111,10 @@ class Roller:
         """A rollout of an async workflow."""
         account = self.ledger.account("workflow", job)
         began = perf_counter()
-        args, keywords = bind(self.workflow, job.example)
+        args, keywords = job.bound
         with charging(account):
             try:
-                with record(job.values, job.seed, grad=False) as graph:  # pyright: ignore[reportArgumentType] # only read
+                with record(job.values, job.seed, grad=False) as graph:
                     output = await self.workflow(*args, **keywords)
                     node = graph.output(output) if job.keep else None
             except OpError as error:

@@ -7,22 +7,22 @@ one order of effect, so that a run repeats, and goes on after a kill, bit for bi
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from trace_opt.core.codec import content_hash, decode, dump_value, encode, restore_value
+from trace_opt.core.codec import content_hash, decode, dump_value, encode
 from trace_opt.core.context import in_force
 from trace_opt.core.parameter import Parameter
-from trace_opt.core.rollout import Cost, Rollout, Rollouts
+from trace_opt.core.rollout import Rollout, Rollouts
 from trace_opt.errors import LLMError, ReplyError
 from trace_opt.llm.meter import charging
 from trace_opt.optim.base import Optimizer, Outcome, Proposal, Trial
 from trace_opt.search import statistics
 from trace_opt.search.bench import LONG_S, Bench
-from trace_opt.search.candidate import Attempt, Candidate, Score
+from trace_opt.search.candidate import Attempt, Candidate, Score, record_of
+from trace_opt.search.keeping import Keeper
 from trace_opt.search.options import Event
 from trace_opt.search.splits import rollout_seed
 from trace_opt.search.statistics import Paired
@@ -31,6 +31,7 @@ from trace_opt.store.records import TrialRecord
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from trace_opt.store.store import Saved
     from trace_opt.store.writer import Writer
 
 UNJUDGED = "the budget was spent before it was judged"
@@ -69,6 +70,7 @@ class Session:
         writer: Who keeps, or None.
 
     Attributes:
+        keeper: Writes and reads what is kept.
         candidates: By number.
         incumbent: The candidate that the search builds on.
         attempts: All proposals so far, in order.
@@ -91,13 +93,12 @@ class Session:
         self._by_key = {start.key: start}
         self._minibatch = minibatch
         self._goals = goals
-        self._writer = writer
+        self.keeper = Keeper(bench, self.parameters, self.optimizers, writer)
         self._idle = 0
         self._failures = 0
         self._since = 0
         self._resumed: dict[tuple[int, int], Attempt] = {}
         self._turn_of = sorted(set(owned.values()))
-        self._changed: set[int] = set()  # optimizers whose state is not on disk
         self._left: Mapping[int, Mapping[int, Score]] = {}
 
     @property
@@ -148,7 +149,7 @@ class Session:
         trials = self.bench.ledger.budget.trials
         left = width if trials is None else min(width, trials - self.bench.ledger.trials)
         slots = range(max(0, left))
-        first = max((a.number for a in self.attempts), default=0) + 1
+        first = self.attempts[-1].number + 1 if self.attempts else 1
         await self._minibatches([slot for slot in slots if (step, slot) not in self._resumed], step)
         asked = [self._one(step, slot, first + slot) for slot in slots]
         results = await asyncio.gather(*asked, return_exceptions=True)
@@ -225,7 +226,9 @@ class Session:
         except (ReplyError, LLMError) as error:
             proposal, verdict = Proposal(reason=str(error)), self._failure(error)
         attempt = self._attempt(optimizer, base, proposal, number, step, slot, verdict)
-        self._book(attempt, optimizer, accounts, now=time.monotonic() - began >= LONG_S)
+        self.keeper.book(attempt, optimizer, accounts, now=time.monotonic() - began >= LONG_S)
+        for spent in accounts:
+            self.bench.ledger.land(spent)
         return attempt
 
     def _owner(self, parameter: Parameter[Any]) -> Optimizer | None:
@@ -287,10 +290,6 @@ class Session:
         """The hash of complete values."""
         return content_hash({name: dump_value(self.parameters[name], value) for name, value in values.items()})
 
-    def is_new(self, attempt: Attempt) -> bool:
-        """Whether an attempt's values were not tried before."""
-        return attempt.candidate is not None and attempt.candidate.id == attempt.number
-
     # -- verdicts ----------------------------------------------------------------------------------------------------
 
     def compare(self, attempt: Attempt, numbers: Sequence[int], against: Candidate | None = None) -> Paired:
@@ -318,9 +317,8 @@ class Session:
             self.history.append(Trial(attempt.optimizer, attempt.base.values, attempt.proposal, outcome))
             if attempt.by is not None:
                 attempt.by.observe(attempt.proposal, outcome)
-                self._changed.add(self.optimizers.index(attempt.by))
             self._since = 0 if attempt.accepted else self._since + 1
-            self._keep_attempt(attempt)
+            self.keeper.attempt(attempt)
         self.save()
         for attempt in attempts:
             if attempt.candidate is not None and attempt.candidate is not self.incumbent:
@@ -348,130 +346,44 @@ class Session:
 
     # -- keeping -----------------------------------------------------------------------------------------------------
 
-    def _book(self, attempt: Attempt | None, optimizer: Optimizer, accounts: Sequence[Any], *, now: bool) -> None:
-        """Keep a proposal with what it cost; at once where it paid or took long."""
-        total = sum((account.cost for account in accounts), Cost())
-        if self._writer is not None:
-            for account in accounts:
-                self._writer.spend(account.spend, account.flights)
-            if attempt is not None:
-                self._keep_attempt(attempt)
-            place = self.optimizers.index(optimizer)
-            self._writer.state(f"optimizer {place}", optimizer.state_dict())
-            if now or total.calls:
-                self._writer.commit()
-        for account in accounts:
-            self.bench.ledger.land(account)
-
-    def _keep_attempt(self, attempt: Attempt) -> None:
-        writer = self._writer
-        if writer is None:
-            return
-        if attempt.candidate is not None and (self.is_new(attempt) or attempt.accepted):
-            self.keep_candidate(attempt.candidate)
-        proposal = attempt.proposal
-        data = {
-            "changed": {n: dump_value(self.parameters[n], v) for n, v in proposal.values.items()},
-            "reason": proposal.reason, "notes": encode(dict(proposal.notes)),
-            "by": None if attempt.by is None else self.optimizers.index(attempt.by),
-        }  # fmt: skip
-        writer.trial(
-            attempt.number, step=attempt.step, slot=attempt.slot, optimizer=attempt.optimizer, base=attempt.base.id,
-            candidate=None if attempt.candidate is None else attempt.candidate.id, data=data, before=attempt.before,
-            after=attempt.after, n=attempt.n, accepted=attempt.accepted, verdict=attempt.verdict,
-        )  # fmt: skip
-
-    def keep_candidate(self, candidate: Candidate) -> None:
-        """Keep a candidate as it stands, its graph too once it was accepted, with the next commit."""
-        if self._writer is None:
-            return
-        known = candidate.known(self.order)
-        scores = candidate.on(known)
-        self._writer.candidate(
-            candidate.id, step=candidate.step, optimizer=candidate.optimizer, parents=candidate.parents,
-            values={n: dump_value(self.parameters[n], v) for n, v in candidate.values.items()}, key=candidate.key,
-            mean=statistics.mean(scores, self.bench.floor) if scores else None, n=len(scores),
-            failed=sum(score is None for score in scores), accepted=candidate.accepted,
-        )  # fmt: skip
-        if candidate.accepted and candidate.graph is not None:
-            self._writer.graph(candidate.id, self.order[0], candidate.graph.to_json())
-
     def save(self) -> None:
         """Commit what happened since the last time, with the state to go on from."""
-        if self._writer is None:
-            return
-        for place in self._changed:
-            self._writer.state(f"optimizer {place}", self.optimizers[place].state_dict())
-        self._changed.clear()
         state = {
             "step": self.step, "incumbent": self.incumbent.id, "idle": self._idle, "failures": self._failures,
             "since": self._since, "lowest": encode(self.bench.lowest),
         }  # fmt: skip
-        self._writer.state("search", state)
-        self._writer.set(best=self.incumbent.id)
-        self._writer.commit()
+        self.keeper.save(state, self.incumbent)
 
-    def restore(self, candidates: Sequence[Mapping[str, Any]], trials: Sequence[Mapping[str, Any]],
-                states: Mapping[str, Any], scores: Mapping[int, Mapping[int, Score]]) -> None:  # fmt: skip
+    def restore(self, saved: Saved, scores: Mapping[int, Mapping[int, Score]]) -> None:
         """Go back to where an earlier session stopped.
 
         Args:
-            candidates, trials: Rows of the store.
-            states: By part.
+            saved: What it left.
             scores: By candidate, then example.
         """
-        search = states.get("search")
+        search = saved.states.get("search")
         self._left = scores
-        for row in candidates:
+        for row in saved.candidates:
+            # a race that was cut short makes its candidates again, the same
             if row["id"] != self.start.id and (search is not None or row["step"] > 0):
-                self._restore_candidate(row, scores)
+                made = self.keeper.restored_candidate(row, scores.get(row["id"], {}))
+                self.candidates[made.id] = self._by_key[made.key] = made
         if search is None:
             return
         self.step, self._idle, self._since = search["step"], search["idle"], search["since"]
         self._failures, self.bench.lowest = search["failures"], decode(search["lowest"])
         self.incumbent = self.candidates[search["incumbent"]]
-        for row in trials:
-            attempt = self._restored_attempt(row)
+        for row in saved.trials:
+            attempt = self.keeper.restored_attempt(row, self.candidates)
             if attempt.step > self.step:
                 self._resumed[attempt.step, attempt.slot] = attempt
             else:
                 self.attempts.append(attempt)
                 outcome = Outcome(attempt.before, attempt.after, attempt.accepted)
                 self.history.append(Trial(attempt.optimizer, attempt.base.values, attempt.proposal, outcome))
-        for place in self._turn_of:
-            if f"optimizer {place}" in states:
-                self.optimizers[place].load_state_dict(states[f"optimizer {place}"])
-
-    def _restore_candidate(self, row: Mapping[str, Any], scores: Mapping[int, Mapping[int, Score]]) -> None:
-        values = {name: restore_value(self.parameters[name], data) for name, data in row["data"].items()}
-        made = Candidate(
-            row["id"], values, row["values_hash"], tuple(json.loads(row["parents"])), row["step"], row["optimizer"],
-            scores=dict(scores.get(row["id"], {})), accepted=bool(row["accepted"]),
-        )  # fmt: skip
-        self.candidates[made.id] = self._by_key[made.key] = made
-
-    def _restored_attempt(self, row: Mapping[str, Any]) -> Attempt:
-        data = row["data"]
-        changed = {name: restore_value(self.parameters[name], value) for name, value in data["changed"].items()}
-        by = data["by"]
-        return Attempt(
-            row["number"], row["step"], row["slot"], None if by is None else self.optimizers[by], row["optimizer"],
-            self.candidates[row["base"]], Proposal(changed, data["reason"], decode(data["notes"])),
-            None if row["candidate"] is None else self.candidates[row["candidate"]], row["before"], row["after"],
-            row["n"], bool(row["accepted"]), row["verdict"],
-        )  # fmt: skip
+        self.keeper.load_states(saved.states)
 
 
 def _wants_rollouts(optimizer: Optimizer) -> bool:
     """Whether an optimizer would read rollouts now; one that only searches says no with `wants_rollouts = False`."""
     return bool(getattr(optimizer, "wants_rollouts", True))
-
-
-def record_of(attempt: Attempt) -> TrialRecord:
-    """An attempt as data."""
-    return TrialRecord(
-        number=attempt.number, step=attempt.step, optimizer=attempt.optimizer, base=attempt.base.id,
-        candidate=None if attempt.candidate is None else attempt.candidate.id, changed=dict(attempt.proposal.values),
-        reason=attempt.proposal.reason, notes=dict(attempt.proposal.notes), before=attempt.before, after=attempt.after,
-        n=attempt.n, accepted=attempt.accepted, verdict=attempt.verdict,
-    )  # fmt: skip

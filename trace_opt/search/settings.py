@@ -163,7 +163,7 @@ def _parameters(given: Any) -> dict[str, Parameter[Any]] | None:
         return None
     if isinstance(given, Module):
         return given.named_parameters()
-    found = list(cast("Sequence[Any]", given.values() if isinstance(given, Mapping) else given))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+    found = list(cast("Sequence[Any]", given.values() if isinstance(given, Mapping) else given))
     for item in found:
         if not isinstance(item, Parameter):
             raise ProblemError(f"parameters holds {item!r:.60}, which is no Parameter; pass Parameters or a Module")
@@ -203,7 +203,8 @@ def needs(settings: Settings, *, proposing: bool) -> dict[str, int]:
         proposing: Whether its minibatch counts.
     """
     data, first = settings.data, settings.search.boundaries(len(settings.data.val))[0]
-    batch = 0 if data.shared or not proposing else min(settings.search.minibatch, len(data.train))
+    reading = settings.optimizers is None or any(getattr(o, "wants_rollouts", True) for o in settings.optimizers)
+    batch = min(settings.search.minibatch, len(data.train)) if proposing and reading and not data.shared else 0
     return {"to score the start": len(data.val), "to propose from": batch, "to try a proposal": first,
             "for the test": 2 * len(data.test)}  # fmt: skip
 

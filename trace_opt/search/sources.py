@@ -53,7 +53,7 @@ class Reach:
         return [p for p in self.parameters if p.owner is not None or p.own_name is not None]
 
     def _visit(self, name: str, value: Any) -> Iterable[tuple[str, Any]]:
-        if isinstance(value, _CONSTANTS) or (isinstance(value, tuple) and _plain(cast("tuple[Any, ...]", value))):
+        if _constant(value):
             self.hashes.setdefault(name, content_hash(value))
             return ()
         if id(value) in self._seen:
@@ -85,48 +85,54 @@ class Reach:
         if isinstance(value, type):
             return self._class(value)
         if isinstance(value, (list, tuple, set, frozenset, dict)):
-            held = value.values() if isinstance(value, dict) else value  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+            held = cast("Any", value.values() if isinstance(value, dict) else value)
             items = list(cast("Iterable[Any]", held))[:100]
             # texts and numbers in there may be what the workflow collects, so they say nothing about its source
             return [(f"{name}[{i}]", item) for i, item in enumerate(items) if not isinstance(item, _CONSTANTS)]
         return self._instance(name, value)
 
+    def _note(self, name: str, found: Any) -> None:
+        """Note a source; functions of one name (lambdas) share a hash."""
+        known = self.hashes.get(name)
+        made = _source_hash(found)
+        self.hashes[name] = made if known is None else content_hash([known, made])
+
     def _function(self, fn: types.FunctionType) -> Iterator[tuple[str, Any]]:
         if not is_users(fn):
             return
-        self.hashes[fn.__qualname__] = _source_hash(fn)
+        self._note(fn.__qualname__, fn)
         yield from ((f"{fn.__qualname__} {name}", value) for name, value in _free(fn))
         for part in (fn.__defaults__ or ()), (fn.__kwdefaults__ or {}).values():
             yield from ((f"{fn.__qualname__} default {i}", value) for i, value in enumerate(part))
 
-    def _class(self, cls: type) -> Iterator[tuple[str, Any]]:
+    def _class(self, cls: type[Any]) -> Iterator[tuple[str, Any]]:
         if not is_users(cls):
             return
-        self.hashes[cls.__qualname__] = _source_hash(cls)
+        self._note(cls.__qualname__, cls)
         for base in cls.__mro__:
             if is_users(base):
                 for name, value in vars(base).items():
-                    inner = value.__func__ if isinstance(value, (classmethod, staticmethod)) else value
+                    inner: Any = getattr(value, "__func__", value)
                     if callable(inner) or isinstance(inner, Parameter):
                         yield f"{base.__qualname__}.{name}", inner
 
     def _instance(self, name: str, value: Any) -> Iterator[tuple[str, Any]]:
-        cls = type(value)
+        cls = cast("type[Any]", type(value))
         ours = cls.__module__.partition(".")[0] == "trace_opt"
         if not (is_users(cls) or ours or isinstance(value, Module)):
             return
         yield cls.__qualname__, cls
         held = dict(getattr(value, "__dict__", {}))
-        held |= {slot: getattr(value, slot, None) for slot in getattr(cls, "__slots__", ()) if isinstance(slot, str)}
+        slots = [slot for base in cls.__mro__ for slot in getattr(base, "__slots__", ()) if isinstance(slot, str)]
+        held |= {slot: getattr(value, slot, None) for slot in slots}
         for attribute, item in held.items():
             if not attribute.startswith("_"):
                 yield f"{name}.{attribute}", item
 
 
-def _plain(values: tuple[Any, ...]) -> bool:
-    return all(
-        isinstance(v, _CONSTANTS) or (isinstance(v, tuple) and _plain(cast("tuple[Any, ...]", v))) for v in values
-    )
+def _constant(value: Any) -> bool:
+    """Whether a value is a text, a number, or a tuple of such."""
+    return isinstance(value, _CONSTANTS) or (isinstance(value, tuple) and all(map(_constant, cast("Any", value))))
 
 
 def _label(name: str, value: Any) -> str:

@@ -25,13 +25,13 @@ class Paired:
 
     Attributes:
         differences: Second minus first; a failed side loses by the largest difference seen (1 where there is none).
-        mean: Their mean; 0 where there are none.
     """
 
     differences: tuple[float, ...]
 
     @property
     def mean(self) -> float:
+        """The mean difference; 0 where there are none."""
         return math.fsum(self.differences) / len(self.differences) if self.differences else 0.0
 
     @property

@@ -158,7 +158,7 @@ class RolloutRecord:
     scores: Mapping[str, float] = field(default_factory=dict[str, float])
     text: str = ""
     error: str | None = None
-    cost: Cost = Cost()
+    cost: Cost = field(default_factory=Cost)
     seconds: float = 0.0
 
 

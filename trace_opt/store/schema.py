@@ -16,14 +16,6 @@ if TYPE_CHECKING:
 VERSION = 1
 """Raised by every change of the tables; `Store` refuses a store of a greater one."""
 
-ROLLOUTS = (
-    "run", "candidate", "example", "repeat", "score", "data", "calls", "tokens_in", "tokens_out", "usd", "seconds",
-)  # fmt: skip
-CANDIDATES = ("run", "id", "step", "optimizer", "parents", "data", "values_hash", "mean", "n", "failed", "accepted")
-TRIALS = (
-    "run", "number", "step", "slot", "optimizer", "base", "candidate", "data", "before", "after", "n", "accepted",
-    "verdict",
-)  # fmt: skip
 FLIGHTS = ("run", "token", "role", "what", "calls", "tokens_in", "tokens_out", "usd", "lost")
 
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from trace_opt.core.rollout import Cost
 from trace_opt.errors import StoreError
 from trace_opt.store import blobs, lease
-from trace_opt.store.schema import CANDIDATES, FLIGHTS, ROLLOUTS, TRIALS, insert, upsert
+from trace_opt.store.rows import CandidateRow, RolloutRow, TrialRow
+from trace_opt.store.schema import FLIGHTS, insert, upsert
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -27,12 +28,12 @@ _MOST_WAITING = 512
 
 @dataclass(slots=True)
 class Batch:
-    """Rows to be written together; tuples in the order of the columns in `schema`, without the run."""
+    """Rows to be written together."""
 
-    rollouts: list[tuple[Any, ...]] = field(default_factory=list[tuple[Any, ...]])
+    rollouts: list[RolloutRow] = field(default_factory=list[RolloutRow])
     graphs: list[tuple[int, int, str]] = field(default_factory=list[tuple[int, int, str]])
-    candidates: list[tuple[Any, ...]] = field(default_factory=list[tuple[Any, ...]])
-    trials: list[tuple[Any, ...]] = field(default_factory=list[tuple[Any, ...]])
+    candidates: list[CandidateRow] = field(default_factory=list[CandidateRow])
+    trials: list[TrialRow] = field(default_factory=list[TrialRow])
     states: dict[str, str] = field(default_factory=dict[str, str])
     spend: dict[str, Cost] = field(default_factory=dict[str, Cost])
     landed: list[int] = field(default_factory=list[int])
@@ -73,30 +74,23 @@ class Writer:
     # -- what is written ---------------------------------------------------------------------------------------------
 
     def rollout(
-        self, candidate: int, example: int, *, score: float | None, data: Mapping[str, Any], cost: Cost, seconds: float,
-        graph: str | None, spend: Mapping[str, Cost], landed: Iterable[int], now: bool,
+        self, row: RolloutRow, *, spend: Mapping[str, Cost], landed: Iterable[int], graph: str | None = None,
+        now: bool = False,
     ) -> None:  # fmt: skip
         """Keep a finished rollout.
 
         Args:
-            candidate, example: Their numbers.
-            score: None where the workflow failed.
-            data: What else is known of it, JSON-able.
-            cost: Of all its calls.
-            seconds: Wall time.
-            graph: `Graph.to_json`, where it will be wanted again.
+            row: What is kept of it.
             spend: Its cost by role.
             landed: Tokens of its calls, which are in flight no more.
+            graph: `Graph.to_json`, where it will be wanted again.
             now: Whether to commit at once.
         """
-        row = (
-            candidate, example, 0, score, blobs.text_of(data) if data else "{}", cost.calls, cost.tokens_in,
-            cost.tokens_out, cost.usd, seconds,
-        )  # fmt: skip
+        row = row._replace(data=blobs.text_of(row.data) if row.data else "{}")
         with self._lock:
             self._waiting.rollouts.append(row)
             if graph is not None:
-                self._waiting.graphs.append((candidate, example, graph))
+                self._waiting.graphs.append((row.candidate, row.example, graph))
             self._spend(spend, landed)
             if now or len(self._waiting.rollouts) >= _MOST_WAITING:
                 self.commit()
@@ -106,42 +100,17 @@ class Writer:
         with self._lock:
             self._waiting.graphs.append((candidate, example, graph))
 
-    def candidate(self, number: int, *, step: int, optimizer: str, parents: Iterable[int], values: Any, key: str,
-                  mean: float | None = None, n: int = 0, failed: int = 0, accepted: bool = False) -> None:  # fmt: skip
-        """Keep a candidate, or what has become of it, with the next commit.
-
-        Args:
-            number: Its number.
-            step, optimizer, parents: Where it comes from.
-            values: By name, each as `dump_value` gives it.
-            key: The hash of the values.
-            mean, n, failed: Its scores so far.
-            accepted: Whether the search builds on it.
-        """
+    def candidate(self, row: CandidateRow) -> None:
+        """Keep a candidate, or what has become of it, with the next commit."""
         with self._lock:
-            data = blobs.text_of(blobs.store_tensors(values, self._put))
-            row = (number, step, optimizer, blobs.text_of(list(parents)), data, key, mean, n, failed, int(accepted))
-            self._waiting.candidates.append(row)
+            data = blobs.text_of(blobs.store_tensors(row.data, self._put))
+            self._waiting.candidates.append(row._replace(data=data, parents=blobs.text_of(row.parents)))
 
-    def trial(self, number: int, *, step: int, slot: int, optimizer: str, base: int, candidate: int | None,
-              data: Any, before: float | None = None, after: float | None = None, n: int = 0, accepted: bool = False,
-              verdict: str = "") -> None:  # fmt: skip
-        """Keep a trial, or what has become of it, with the next commit.
-
-        Args:
-            number: Its number.
-            step, slot: Its place.
-            optimizer: Who proposed.
-            base, candidate: Numbers of candidates.
-            data: Changed values, reason and notes, JSON-able.
-            before, after, n: The paired means, and over how many examples.
-            accepted: Whether the search builds on it.
-            verdict: Why, in words; "" while it is open.
-        """
+    def trial(self, row: TrialRow) -> None:
+        """Keep a trial, or what has become of it, with the next commit."""
         with self._lock:
-            text = blobs.text_of(blobs.store_tensors(data, self._put))
-            row = (number, step, slot, optimizer, base, candidate, text, before, after, n, int(accepted), verdict)
-            self._waiting.trials.append(row)
+            data = blobs.text_of(blobs.store_tensors(row.data, self._put))
+            self._waiting.trials.append(row._replace(data=data))
 
     def state(self, part: str, data: Any) -> None:
         """Keep a state in place of the one before, with the next commit."""
@@ -300,9 +269,9 @@ class _Statements:
         who = f"id = {mark} AND owner = {mark} AND epoch = {mark}"
         self.fence = f"UPDATE runs SET updated = {mark}, seconds = {mark} WHERE {who}"  # noqa: S608 # names of our own
         self.renew = f"UPDATE runs SET lease_until = {mark} WHERE {who}"  # noqa: S608
-        self.rollout = insert("rollouts", ROLLOUTS, mark, ignore=True)
-        self.candidate = upsert("candidates", CANDIDATES[:2], CANDIDATES[2:], mark)
-        self.trial = upsert("trials", TRIALS[:2], TRIALS[2:], mark)
+        self.rollout = insert("rollouts", ("run", *RolloutRow._fields), mark, ignore=True)
+        self.candidate = upsert("candidates", ("run", "id"), CandidateRow._fields[1:], mark)
+        self.trial = upsert("trials", ("run", "number"), TrialRow._fields[1:], mark)
         self.graph = insert("graphs", ("run", "candidate", "example", "blob"), mark, ignore=True)
         self.state = upsert("states", ("run", "part"), ("data",), mark)
         self.spend = upsert("spend", ("run", "role"), ("calls", "tokens_in", "tokens_out", "usd"), mark, add=True)

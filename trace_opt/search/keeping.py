@@ -1,0 +1,140 @@
+"""What of a search goes to the store, and how it comes back; without a writer nothing does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from trace_opt.core.codec import decode, dump_value, encode, restore_value
+from trace_opt.core.rollout import Cost
+from trace_opt.optim.base import Optimizer, Proposal
+from trace_opt.search import statistics
+from trace_opt.search.candidate import Attempt, Candidate, Score
+from trace_opt.store.rows import CandidateRow, TrialRow
+
+if TYPE_CHECKING:
+    from trace_opt.core.parameter import Parameter
+    from trace_opt.search.bench import Bench
+    from trace_opt.search.budget import Account
+    from trace_opt.store.writer import Writer
+
+
+class Keeper:
+    """Writes attempts, candidates and states, and reads them back.
+
+    Args:
+        bench: Knows the examples' order and what a failure counts as.
+        parameters: By full name.
+        optimizers: In the run's order; a state goes by its optimizer's place.
+        writer: Who keeps, or None.
+    """
+
+    def __init__(
+        self, bench: Bench, parameters: Mapping[str, Parameter[Any]], optimizers: Sequence[Optimizer],
+        writer: Writer | None,
+    ) -> None:  # fmt: skip
+        self._bench = bench
+        self._parameters = parameters
+        self._optimizers = optimizers
+        self._writer = writer
+        self._changed: set[int] = set()  # places of the optimizers whose state is not on disk
+
+    def book(
+        self, attempt: Attempt | None, optimizer: Optimizer, accounts: Sequence[Account], *, now: bool
+    ) -> None:  # fmt: skip
+        """Keep a proposal with what it cost; at once where it paid or took long.
+
+        Args:
+            attempt: The proposal; None where there was nothing to propose.
+            optimizer: Who proposed.
+            accounts: What paid for it.
+            now: Whether it took long.
+        """
+        if self._writer is None:
+            return
+        for account in accounts:
+            self._writer.spend(account.spend, account.flights)
+        if attempt is not None:
+            self.attempt(attempt)
+        # beside the proposal: a resumed run does not ask for it again
+        place = self._optimizers.index(optimizer)
+        self._writer.state(f"optimizer {place}", optimizer.state_dict())
+        if now or sum((account.cost for account in accounts), Cost()).calls:
+            self._writer.commit()
+
+    def attempt(self, attempt: Attempt) -> None:
+        """Keep an attempt as it stands, its candidate too, with the next commit."""
+        if self._writer is None:
+            return
+        if attempt.candidate is not None and (attempt.is_new or attempt.accepted):
+            self.candidate(attempt.candidate)
+        by = None if attempt.by is None else self._optimizers.index(attempt.by)
+        if by is not None:
+            self._changed.add(by)
+        proposal = attempt.proposal
+        data = {
+            "changed": {name: dump_value(self._parameters[name], value) for name, value in proposal.values.items()},
+            "reason": proposal.reason, "notes": encode(dict(proposal.notes)), "by": by,
+        }  # fmt: skip
+        row = TrialRow(
+            attempt.number, attempt.step, attempt.slot, attempt.optimizer, attempt.base.id,
+            None if attempt.candidate is None else attempt.candidate.id, data, attempt.before, attempt.after, attempt.n,
+            int(attempt.accepted), attempt.verdict,
+        )  # fmt: skip
+        self._writer.trial(row)
+
+    def candidate(self, candidate: Candidate) -> None:
+        """Keep a candidate as it stands, its graph too once it was accepted, with the next commit."""
+        if self._writer is None:
+            return
+        order = self._bench.order
+        scores = candidate.on(candidate.known(order))
+        values = {name: dump_value(self._parameters[name], value) for name, value in candidate.values.items()}
+        row = CandidateRow(
+            candidate.id, candidate.step, candidate.optimizer, list(candidate.parents), values, candidate.key,
+            statistics.mean(scores, self._bench.floor) if scores else None, len(scores),
+            sum(score is None for score in scores), int(candidate.accepted),
+        )  # fmt: skip
+        self._writer.candidate(row)
+        if candidate.accepted and candidate.graph is not None:
+            self._writer.graph(candidate.id, order[0], candidate.graph.to_json())
+
+    def save(self, state: Mapping[str, Any], incumbent: Candidate) -> None:
+        """Commit everything that waits, with the state of the search and of the optimizers that learned something."""
+        if self._writer is None:
+            return
+        for place in self._changed:
+            self._writer.state(f"optimizer {place}", self._optimizers[place].state_dict())
+        self._changed.clear()
+        self._writer.state("search", state)
+        self._writer.set(best=incumbent.id)
+        self._writer.commit()
+
+    # -- and back ----------------------------------------------------------------------------------------------------
+
+    def load_states(self, states: Mapping[str, Any]) -> None:
+        """Give optimizers back what they had learned."""
+        for place, optimizer in enumerate(self._optimizers):
+            if f"optimizer {place}" in states:
+                optimizer.load_state_dict(states[f"optimizer {place}"])
+
+    def restored_candidate(self, row: Mapping[str, Any], scores: Mapping[int, Score]) -> Candidate:
+        """A candidate from its row."""
+        values = {name: restore_value(self._parameters[name], data) for name, data in row["data"].items()}
+        return Candidate(
+            row["id"], values, row["values_hash"], tuple(json.loads(row["parents"])), row["step"], row["optimizer"],
+            scores=dict(scores), accepted=bool(row["accepted"]),
+        )  # fmt: skip
+
+    def restored_attempt(self, row: Mapping[str, Any], candidates: Mapping[int, Candidate]) -> Attempt:
+        """An attempt from its row."""
+        data = row["data"]
+        changed = {name: restore_value(self._parameters[name], value) for name, value in data["changed"].items()}
+        by: int | None = data["by"]
+        return Attempt(
+            row["number"], row["step"], row["slot"], None if by is None else self._optimizers[by], row["optimizer"],
+            candidates[row["base"]], Proposal(changed, data["reason"], decode(data["notes"])),
+            None if row["candidate"] is None else candidates[row["candidate"]], row["before"], row["after"], row["n"],
+            bool(row["accepted"]), row["verdict"],
+        )  # fmt: skip
