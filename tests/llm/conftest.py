@@ -305,7 +305,7 @@ def server(_one_server: LoopbackServer) -> LoopbackServer:
     return _one_server
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def purse() -> type[Purse]:
     return Purse
 

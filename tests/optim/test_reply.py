@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import json
 import math
@@ -172,9 +173,8 @@ def test_a_list_that_was_cut_is_not_taken_for_a_whole_one() -> None:
 )
 def test_a_hostile_reply_costs_little(text: str) -> None:
     started = time.process_time()
-    with pytest.raises(ReplyError):
-        read(text, [Parameter("a", name="style")])
-        raise ReplyError("a reading that only lists problems will do as well")
+    with contextlib.suppress(ReplyError):
+        assert read(text, [Parameter("a", name="style")]).values == {}
     assert time.process_time() - started <= 0.2
 
 

@@ -333,7 +333,9 @@ def _documentation(shown: Sequence[_Shown], limit: int) -> str:
             op = line.node.op if isinstance(line, Line) else None
             if op is not None and op.kind == "op" and not op.symbol and op.signature:
                 doc = f": {cut(one_line(op.doc), 600)}" if op.doc else ""
-                lines[f"{one_line(op.name)}{cut(one_line(op.signature), 300)}{doc}"] = None
+                # annotations that are not evaluated come quoted
+                signature = re.sub(r"(\w: |-> )'([^']*)'", r"\1\2", one_line(op.signature))
+                lines[f"{one_line(op.name)}{cut(signature, 300)}{doc}"] = None
     return _cut_lines("\n".join(lines), limit)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from trace_opt.core.codec import restore_value
+from trace_opt.core.codec import encode, restore_value
 from trace_opt.core.graph import Graph
 from trace_opt.core.module import Module
 from trace_opt.core.parameter import Parameter, by_name
@@ -80,18 +80,25 @@ def load_values(
         ProblemError: the file cannot be read, a name is no parameter's, or a value is not allowed.
     """
     known = _named(parameters)
-    given = source if isinstance(source, Mapping) else _from_file(Path(source), known)
+    given = dict(source) if isinstance(source, Mapping) else _from_file(Path(source), known)
     for name, value in given.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
             raise ProblemError(f"there is no parameter {name!r}; {hint}")
         try:
-            known[name].check(value)
+            given[name] = known[name].check(_typed(known[name], value))
         except ValueError as error:
             raise ProblemError(str(error)) from None
     for name, value in given.items():
         known[name].value = value
+
+
+def _typed(parameter: Parameter[Any], value: Any) -> Any:
+    """A structured value that came as plain data, as an exported module holds it, made what the parameter's type says."""
+    if parameter.kind != "structured" or type(value) not in (dict, list) or type(value) is type(parameter.initial):
+        return value
+    return restore_value(parameter, encode(value))
 
 
 def _named(parameters: Any) -> dict[str, Parameter[Any]]:

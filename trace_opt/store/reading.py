@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from datetime import UTC, datetime
@@ -60,14 +61,18 @@ class Found(AbstractContextManager["tuple[sa.Connection, Row]"]):
         connection = self._stack.enter_context(self._database.reading())
         try:
             return connection, self._find(connection)
-        except BaseException:
-            self._stack.close()
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
             raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._stack.__exit__(kind, error, traceback)
+        if isinstance(error, (ValueError, KeyError, TypeError, zlib.error)):
+            raise StoreError(
+                f"store {self._database.name!r} is damaged (run {self._run!r}: {error}); restore it from a copy"
+            ) from error
 
     def _find(self, connection: sa.Connection) -> Row:
         table = metadata().tables["runs"]
