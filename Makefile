@@ -26,7 +26,7 @@ $(MODEL): $(INSTALLED)
 	@touch $@
 
 demo: setup  ## Tune a real prompt on real text with the embedded model; no key, no money
-	.venv/bin/trace-opt run agents/headlines.py --seed 11 --name headlines --budget light
+	.venv/bin/trace-opt run agents/headlines.py --name headlines --budget rollouts=2200
 	.venv/bin/trace-opt export last --format text
 
 test: setup  ## Run the tests

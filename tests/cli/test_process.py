@@ -132,17 +132,17 @@ def test_exit_codes_reach_the_shell(spawn: Any, choices: Path, args: list[str], 
     assert spawn(*args).code == code
 
 
-def interrupted(start: Any, choices: Path, *args: object) -> tuple[int, str, str]:
-    """Starts a slow run and sends Ctrl-C after its second trial."""
+def interrupted(start: Any, choices: Path, by: signal.Signals = signal.SIGINT) -> tuple[int, str, str]:
+    """Starts a slow run and sends it a signal after its second trial."""
     process = start(
-        "run", choices, "--set", "wait=0.15", "--seed", "3", "--budget", "trials=8", *args,
+        "run", choices, "--set", "wait=0.15", "--seed", "3", "--budget", "trials=8",
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     lines: list[str] = []
     for line in process.stderr:
         lines.append(line)
         if line.startswith("trial 2 "):
-            process.send_signal(signal.SIGINT)
+            process.send_signal(by)
             break
     out, err = process.communicate(timeout=60)
     return process.returncode, out, "".join(lines) + err
@@ -159,8 +159,12 @@ def test_ctrl_c_ends_with_130_and_everything_kept(spawn: Any, start: Any, choice
     assert f"`trace-opt resume {info['id']}`" in err
 
 
-def test_a_run_that_was_interrupted_goes_on_to_the_same_end(spawn: Any, start: Any, choices: Path) -> None:
-    interrupted(start, choices)
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGKILL])
+def test_a_run_that_was_stopped_goes_on_to_the_same_end(
+    spawn: Any, start: Any, choices: Path, by: signal.Signals
+) -> None:
+    interrupted(start, choices, by)
+    assert json.loads(spawn("list", "--json").out)[0]["status"] == "interrupted"
     resumed = spawn("resume", "last", "--json", "--quiet")
     assert resumed.code == 0, resumed.err
     whole = spawn("run", choices, "--set", "wait=0.15", "--seed", "3", "--budget", "trials=8", "--json", "--quiet")

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ import pytest
 from trace_opt.errors import LLMError
 from trace_opt.llm.base import LLM, normalised
 from trace_opt.llm.connect import connect
-from trace_opt.llm.embedded import Embedded, _runtime
+from trace_opt.llm.embedded import Embedded, _Call, _runtime
 from trace_opt.llm.meter import charging, metering
 from trace_opt.llm.models import path_of
 from trace_opt.llm.stack import Connected
@@ -28,16 +29,45 @@ TOPICS = ("business", "entertainment", "politics", "sports", "tech")
 HEADLINE = "Classify the headline.\nHeadline: Rovers win the cup final"
 
 
-def test_the_same_request_gives_the_same_bits_cold_and_through_the_prefix_cache(smollm2: LLM) -> None:
-    long_prompt = "\n".join(f"Headline {i}: Rovers win the cup final" for i in range(30))  # over one piece of a prompt
-    asked = smollm2.request(f"{long_prompt}\n{HEADLINE}", answers=TOPICS, prefill="Topic:")
-    smollm2("Something else, so that nothing of it is cached", max_tokens=1)
+def test_the_same_request_gives_the_same_bits_whatever_was_asked_before(smollm2: LLM) -> None:
+    prompts = [f"{HEADLINE}{' and more' * n}" for n in range(10)]
+    asked = [smollm2.request(prompt, answers=TOPICS, prefill="Topic:") for prompt in prompts]
+    apart: list[tuple[float, ...]] = []
+    for request in asked:
+        smollm2.reply("Else", raw=True, max_tokens=1)  # so that nothing of the prompt is kept
+        apart.append(smollm2.send(request).logprobs)
 
-    cold, cached = smollm2.send(asked), smollm2.send(asked)
-    smollm2.reply(f"{long_prompt}\nanother end", answers=TOPICS)
-    partly = smollm2.send(asked)
+    in_a_row = [smollm2.send(request).logprobs for request in asked]
+    twice = [smollm2.send(request).logprobs for request in reversed(asked) for _ in range(2)]
 
-    assert cold.logprobs == cached.logprobs == partly.logprobs
+    assert in_a_row == apart
+    assert twice[::2] == twice[1::2] == apart[::-1]
+
+
+def test_a_conversation_goes_on_with_the_same_bits_as_when_it_is_read_anew(smollm2: LLM) -> None:
+    said = smollm2("Name an animal.", max_tokens=12)
+    conversation = [
+        {"role": "user", "content": "Name an animal."}, {"role": "assistant", "content": said},
+        {"role": "user", "content": "Another."},
+    ]  # fmt: skip
+
+    going_on = smollm2.reply(conversation, answers=("cat", "dog")).logprobs
+    smollm2.reply("Else", raw=True, max_tokens=1)
+
+    assert smollm2.reply(conversation, answers=("cat", "dog")).logprobs == going_on
+
+
+@pytest.mark.parametrize("tokens", [256, 257, 258, 513])
+def test_a_prompt_of_several_pieces_gives_the_same_bits_in_part_and_whole(smollm2: LLM, tokens: int) -> None:
+    text = " cat" * (tokens - 20) + " dog" * 20
+    smollm2.reply("Else", raw=True, max_tokens=1)
+
+    cold = smollm2.reply(text, raw=True, answers=("a", "b"))
+    smollm2.reply(text[:-40], raw=True, max_tokens=2)
+    warm = smollm2.reply(text, raw=True, answers=("a", "b"))
+
+    assert cold.cost.tokens_in == tokens
+    assert cold.logprobs == warm.logprobs
 
 
 def test_a_seed_decides_what_is_sampled(smollm2: LLM) -> None:
@@ -64,17 +94,11 @@ def test_one_call_for_all_answers_agrees_with_token_by_token(smollm2: LLM, prefi
     words = ("business", "politics", "sports")
     in_one = smollm2.reply(HEADLINE, answers=words, prefill=prefill).logprobs
 
-    first_tokens = [runtime.submit(lambda word=word: runtime.tokens(lead + word)[:1]).result() for word in words]
-
     def by_token() -> tuple[float, ...]:
+        call = _Call(runtime, smollm2.name, smollm2.request(HEADLINE), threading.Event())
         prompt = runtime.rendered([{"role": "user", "content": HEADLINE}]) + prefill
-        ids = runtime.tokens(prompt, whole=True)
-        scores: list[float] = []
-        for (token,) in first_tokens:
-            body = {"prompt": list(ids), "n_predict": 1, "n_probs": 1, "temperature": 0, "logit_bias": [[token, 100]]}
-            answer = runtime.server.handle_completions(body)
-            scores.append(answer["choices"][0]["logprobs"]["content"][0]["logprob"])
-        return normalised(scores)
+        firsts = [runtime.tokens(lead + word)[0] for word in words]
+        return normalised([call._score_token(runtime.tokens_of_prompt(prompt), token) for token in firsts])
 
     assert in_one == pytest.approx(runtime.submit(by_token).result(), abs=1e-4)
 

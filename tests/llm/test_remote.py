@@ -188,7 +188,7 @@ def test_a_pace_is_kept(server: LoopbackServer) -> None:
 
     llm.replies(["a", "b", "c"])
 
-    assert time.monotonic() - start >= 0.25
+    assert time.monotonic() - start >= 0.15  # of 0.3, less what has passed since the first
 
 
 def test_waits_can_be_switched_off(server: LoopbackServer) -> None:

@@ -90,7 +90,7 @@ def record_lines(record: RunRecord, *, all_trials: bool) -> list[str | Text]:
 
     info = record.info
     head = {
-        "run": info.id, "problem": info.name, "status": info.status + (f": {info.ended}" if info.ended else ""),
+        "run": info.id, "problem": info.name, "status": _status(info),
         "began": info.created, "seconds": f"{info.seconds:.1f}", "seed": str(info.seed),
         "budget": ", ".join(f"{name}={value}" for name, value in info.budget.items()),
         "optimizer model": info.model or "none is asked", "held by": info.owner, "trace_opt": info.version,
@@ -102,10 +102,16 @@ def record_lines(record: RunRecord, *, all_trials: bool) -> list[str | Text]:
         lines.append(f"validation mean  {_mean(info.start_mean)} -> {_mean(info.best_mean)}; no report yet")
         lines += [f"  {role}: {cost.calls} calls, {cost.tokens} tokens" for role, cost in record.spend.items()]
     if record.lost:
-        lines.append(f"  {len(record.lost)} calls were in flight at a kill and may have been billed:")
+        lines.append(f"  in flight when it was stopped, and perhaps billed ({len(record.lost)}):")
         lines += [f"    {call.role}: {call.what}" for call in record.lost]
     lines += ["", styled(f"best values (candidate {record.best_candidate})", "bold"), *values_lines(record.best)]
     return [*lines, *_trial_lines(record.trials, all_trials=all_trials)]
+
+
+def _status(info: RunInfo) -> str:
+    if not info.ended or info.ended.startswith(info.status):
+        return info.ended or info.status
+    return f"{info.status}: {info.ended}"
 
 
 def record_commands(info: RunInfo, store: str | None) -> list[str]:

@@ -92,7 +92,7 @@ class Watcher:
 
     def _show(self, bar: Progress, text: str, done: int, total: int | None) -> None:
         if self._task is None:
-            self._task = bar.add_task("", total=total)
+            self._task = bar.add_task(visible(text), total=total)
         bar.update(self._task, description=visible(text), completed=done, total=total)
 
 

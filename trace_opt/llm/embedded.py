@@ -11,6 +11,7 @@ Every generation streams, so that a deadline or Ctrl-C ends it at the next token
 from __future__ import annotations
 
 import asyncio
+import atexit
 import functools
 import http.client
 import importlib
@@ -39,6 +40,7 @@ CONTEXT_TOKENS = 4096
 # a prompt is read in pieces of this many tokens, 1-2 s each, and can be given up between two of them
 _PIECE_TOKENS = 256
 _LEAST_PROBABILITY = 1e-30
+_CLOSE_SECONDS = 10.0
 
 Body = dict[str, Any]
 
@@ -226,8 +228,10 @@ class _Runtime:
         self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
         self._key = secrets.token_hex(16)  # the port is open to every process of this machine
         self._connection: http.client.HTTPConnection | None = None
-        # a daemon: a long generation must not hold up the exit
-        threading.Thread(target=self._serve, name="trace_opt-embedded", daemon=True).start()
+        self._closing = False
+        self._thread = threading.Thread(target=self._serve, name="trace_opt-embedded", daemon=True)
+        self._thread.start()
+        atexit.register(self._close)
         self.tokens = functools.lru_cache(maxsize=512)(self._tokens)
         # the tokens that the server holds as they were read in company, and whether it holds more after them
         self._read: Sequence[int] = ()
@@ -249,8 +253,15 @@ class _Runtime:
         self._jobs.put((future, job))
         return future
 
+    def _close(self) -> None:
+        # a thread that is within the C++ library when the interpreter goes away would abort the process
+        self._closing = True
+        self._jobs.put((Future(), lambda: None))
+        if not self.forked:
+            self._thread.join(_CLOSE_SECONDS)
+
     def _serve(self) -> None:
-        while True:
+        while not self._closing:
             future, job = self._jobs.get()
             if not future.set_running_or_notify_cancel():
                 continue
@@ -300,7 +311,7 @@ class _Runtime:
 
         def watch(piece: Body) -> bool:
             nonlocal broken_off
-            broken_off = receive(piece) or "error" in piece
+            broken_off = receive(piece) or "error" in piece or self._closing
             return broken_off
 
         self.server.handle_completions(body if prompt else {**body, "prompt": ""}, watch)

@@ -109,6 +109,7 @@ class Connected(LLM):
         here = loop.background()
         if self._built is None or self._built[0] is not here:
             await self.backend.load()
+        if self._built is None or self._built[0] is not here:  # not yet by another task that waited as well
             self._built = here, self._build()
         return await self._built[1].asend(request)
 
