@@ -23,6 +23,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 $(MODEL): $(INSTALLED)
 	.venv/bin/trace-opt models pull
+	$(PY) -c "import runpy; runpy.run_path('agents/headlines.py')['headlines']()"  # the data of one agent and its tests
 	@touch $@
 
 demo: setup  ## Tune a real prompt on real text with the embedded model; no key, no money

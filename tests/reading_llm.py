@@ -160,8 +160,8 @@ def _formulas(section: str) -> Iterator[tuple[str, tuple[list[str], str]]]:
 def _example(number: int, body: str) -> Example:
     example = Example(number)
     title = ""
-    for line in body.splitlines():
-        if line and not line.startswith(" "):
+    for line in filter(str.strip, body.splitlines()):
+        if not line.startswith(" "):
             title = line.strip(":")
             continue
         name, _, value = line.strip().partition(" = ")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import subprocess
 import sys
 import threading
@@ -30,7 +29,7 @@ HEADLINE = "Classify the headline.\nHeadline: Rovers win the cup final"
 
 
 def test_the_same_request_gives_the_same_bits_whatever_was_asked_before(smollm2: LLM) -> None:
-    prompts = [f"{HEADLINE}{' and more' * n}" for n in range(10)]
+    prompts = [f"{HEADLINE}{' and more' * n}" for n in range(7)]
     asked = [smollm2.request(prompt, answers=TOPICS, prefill="Topic:") for prompt in prompts]
     apart: list[tuple[float, ...]] = []
     for request in asked:
@@ -57,7 +56,7 @@ def test_a_conversation_goes_on_with_the_same_bits_as_when_it_is_read_anew(smoll
     assert smollm2.reply(conversation, answers=("cat", "dog")).logprobs == going_on
 
 
-@pytest.mark.parametrize("tokens", [256, 257, 258, 513])
+@pytest.mark.parametrize("tokens", [257, 258])
 def test_a_prompt_of_several_pieces_gives_the_same_bits_in_part_and_whole(smollm2: LLM, tokens: int) -> None:
     text = " cat" * (tokens - 20) + " dog" * 20
     smollm2.reply("Else", raw=True, max_tokens=1)
@@ -196,7 +195,7 @@ def test_a_deadline_ends_a_generation_and_the_next_call_is_fine(smollm2: LLM) ->
     hasty = connect("embedded/smollm2", cache=None, timeout_s=0.3)
     start = time.monotonic()
 
-    with pytest.raises(LLMError, match="within 0.3 s") as caught:
+    with pytest.raises(LLMError, match=r"within 0\.3 s") as caught:
         hasty("Tell a long story.", max_tokens=2000)
 
     assert time.monotonic() - start < 2
@@ -238,7 +237,12 @@ def test_ctrl_c_ends_a_generation_and_the_process(smollm2: LLM) -> None:
     start = time.monotonic()
 
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", SCRIPT], capture_output=True, text=True, timeout=60, cwd=os.getcwd()
+        [sys.executable, "-W", "error", "-c", SCRIPT],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=Path.cwd(),
     )
 
     assert done.stdout.startswith("interrupted after 0."), done.stderr

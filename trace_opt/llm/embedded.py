@@ -259,6 +259,7 @@ class _Runtime:
         self._jobs.put((Future(), lambda: None))
         if not self.forked:
             self._thread.join(_CLOSE_SECONDS)
+            self._disconnect()
 
     def _serve(self) -> None:
         while not self._closing:
@@ -351,12 +352,17 @@ class _Runtime:
         except (OSError, http.client.HTTPException):
             if self._connection is not None:
                 self._connection.close()
-            self._connection = None  # the server closes a connection that was idle
+            self._disconnect()  # the server closes a connection that was idle
             status, answer = self._post(path, body)
         if status != 200:
             error = answer.get("error", answer)
             raise fault(self._name, "request", "cannot take these messages", said=str(error.get("message", error)))
         return answer
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     def _post(self, path: str, body: Body) -> tuple[int, Body]:
         if self._connection is None:

@@ -48,10 +48,10 @@ def of_optimizer(optimizer: Optimizer) -> dict[str, Any]:
 
 
 _SAY = {
+    "settings": "the setting {!r}",  # first, for the seed changes the examples too
     "examples": "the {} examples",
     "start": "the starting value or the choices of {!r}",
     "sources": "the source or value of {!r}",
-    "settings": "the setting {!r}",
 }
 
 

@@ -88,7 +88,7 @@ class Reach:
             held = cast("Any", value.values() if isinstance(value, dict) else value)
             items = list(cast("Iterable[Any]", held))[:100]
             # texts and numbers in there may be what the workflow collects, so they say nothing about its source
-            return [(f"{name}[{i}]", item) for i, item in enumerate(items) if not isinstance(item, _CONSTANTS)]
+            return [(f"{name}[{i}]", item) for i, item in enumerate(items) if not _constant(item)]
         return self._instance(name, value)
 
     def _note(self, name: str, found: Any) -> None:

@@ -1,0 +1,156 @@
+"""Any order of arrival, one order of effect; the first error in order is the one that is raised."""
+
+import asyncio
+import threading
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trace_opt.search.executors import LocalExecutor
+
+
+def run(executor: LocalExecutor, jobs: Any, work: Any) -> Any:
+    async def whole() -> Any:
+        return await executor.run(jobs, work)
+
+    try:
+        return asyncio.run(whole())
+    finally:
+        executor.close()
+
+
+@given(st.lists(st.integers(0, 3), max_size=20), st.integers(1, 5), st.booleans())
+def test_results_stand_in_the_order_of_their_jobs(delays: list[int], concurrency: int, in_tasks: bool) -> None:
+    async def asleep(job: tuple[int, int]) -> int:
+        await asyncio.sleep(job[1] / 10_000)
+        return job[0]
+
+    def sleeps(job: tuple[int, int]) -> int:
+        time.sleep(job[1] / 10_000)
+        return job[0]
+
+    jobs = list(enumerate(delays))
+    assert run(LocalExecutor(concurrency), jobs, asleep if in_tasks else sleeps) == list(range(len(jobs)))
+
+
+@pytest.mark.parametrize("in_tasks", [True, False])
+def test_no_more_jobs_run_at_once_than_allowed_over_all_sets(in_tasks: bool) -> None:
+    running: list[int] = []
+    peaks: list[int] = []
+
+    def enter() -> None:
+        running.append(1)
+        peaks.append(len(running))
+
+    async def asleep(_: int) -> None:
+        enter()
+        await asyncio.sleep(0.01)
+        running.pop()
+
+    def sleeps(_: int) -> None:
+        enter()
+        time.sleep(0.01)
+        running.pop()
+
+    executor = LocalExecutor(3)
+
+    async def two_sets() -> None:
+        work = asleep if in_tasks else sleeps
+        await asyncio.gather(executor.run(range(8), work), executor.run(range(8), work))
+
+    asyncio.run(two_sets())
+    executor.close()
+    assert max(peaks) == 3
+
+
+@pytest.mark.parametrize("in_tasks", [True, False])
+def test_the_first_error_in_order_is_raised_and_no_further_job_is_begun(in_tasks: bool) -> None:
+    begun: list[int] = []
+
+    def fails(job: int) -> int:
+        begun.append(job)
+        if job in (2, 3):
+            time.sleep(0.02 if job == 2 else 0)
+            raise ValueError(f"job {job}")
+        time.sleep(0.005)
+        return job
+
+    async def afails(job: int) -> int:
+        begun.append(job)
+        if job in (2, 3):
+            await asyncio.sleep(0.02 if job == 2 else 0)
+            raise ValueError(f"job {job}")
+        await asyncio.sleep(0.005)
+        return job
+
+    with pytest.raises(ValueError, match="job 2"):
+        run(LocalExecutor(4), range(100), afails if in_tasks else fails)
+    assert len(begun) < 20
+
+
+def test_threads_see_the_callers_context() -> None:
+    import contextvars
+
+    who: contextvars.ContextVar[str] = contextvars.ContextVar("who", default="nobody")
+
+    executor = LocalExecutor(2)
+
+    async def whole() -> Any:
+        who.set("caller")
+        return await executor.run(range(3), lambda _: who.get())
+
+    assert asyncio.run(whole()) == ["caller"] * 3
+    executor.close()
+
+
+def test_work_that_returns_at_once_stays_on_one_thread_and_work_that_waits_spreads() -> None:
+    fast = set(run(LocalExecutor(8), range(500), lambda _: threading.get_ident()))
+
+    def slow(_: int) -> int:
+        time.sleep(0.01)
+        return threading.get_ident()
+
+    spread = set(run(LocalExecutor(8), range(40), slow))
+    assert len(fast) <= 2
+    assert len(spread) == 8
+
+
+def test_a_cancelled_set_begins_no_further_job() -> None:
+    begun: list[int] = []
+
+    def slow(job: int) -> None:
+        begun.append(job)
+        time.sleep(0.02)
+
+    async def whole() -> None:
+        executor = LocalExecutor(2)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await executor.run(range(1000), slow)
+        executor.close()
+
+    asyncio.run(whole())
+    count = len(begun)
+    time.sleep(0.05)
+    assert len(begun) == count < 20
+
+
+def test_threads_are_used_again_and_let_go() -> None:
+    executor = LocalExecutor(2)
+
+    async def often() -> set[int]:
+        found: set[int] = set()
+        for _ in range(20):
+            found |= set(await executor.run(range(2), lambda _: threading.get_ident()))
+        return found
+
+    assert len(asyncio.run(often())) <= 2
+    executor.close()
+    for _ in range(100):
+        if not any(t.name.startswith("trace_opt-rollouts") for t in threading.enumerate()):
+            break
+        time.sleep(0.01)
+    assert not [t for t in threading.enumerate() if t.name.startswith("trace_opt-rollouts")]

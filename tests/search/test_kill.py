@@ -1,0 +1,80 @@
+"""A search that is killed and resumed ends as an uninterrupted one; the harness is the benchmark's, with a handful of kills."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trace_opt.store.store import Store
+
+HARNESS = Path(__file__).parents[2] / "benchmarks" / "kill_resume.py"
+
+
+@lru_cache(maxsize=1)
+def harness() -> Any:
+    spec = importlib.util.spec_from_file_location("kill_resume_harness", HARNESS)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return harness().run_whole(tmp_path_factory.mktemp("clean"), [], 0.001)
+
+
+def test_the_uninterrupted_search_has_something_to_lose(clean: Any) -> None:
+    assert clean["sent"] > 50
+    assert len(clean["result"]["trials"]) == harness().TRIALS
+    assert {t[2] for t in clean["result"]["trials"]} == {"Categorical", "OptoPrime"}
+    assert any(t[10] for t in clean["result"]["trials"])
+
+
+@pytest.mark.parametrize(
+    "kills",
+    [
+        [("before a commit", 1)],
+        [("before a call", 25)],
+        [("after a proposal", 1)],
+        [("before a reply", 40), ("before a commit", 9), ("before a proposal", 1)],
+    ],
+    ids=lambda kills: ", ".join(f"{kind} {n}" for kind, n in kills),
+)
+def test_a_killed_and_resumed_search_ends_as_an_uninterrupted_one(kills: Any, clean: Any, tmp_path: Path) -> None:
+    plan = [harness().Kill(kind, n) for kind, n in kills]
+    whole = harness().run_whole(tmp_path, plan, 0.001)
+    assert whole["killed"] == len(kills)
+    assert harness().check(whole, clean, plan) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent as a signal here")
+def test_ctrl_c_keeps_everything_and_the_run_goes_on(clean: Any, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, str(HARNESS), "--child", str(tmp_path / "runs.db"), str(tmp_path / "sent"), "", "never", "0", "0.02"],
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    while len(harness().lines(tmp_path)) < 60 and process.poll() is None:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=20)[1].decode()
+    store = Store(tmp_path / "runs.db")
+    record = store.load("last")
+    store.close()
+    assert "KeyboardInterrupt" in said
+    assert (record.info.status, record.info.owner) == ("interrupted", "")
+    assert sum(c.calls for c in record.spend.values()) >= len(harness().lines(tmp_path))
+
+    again = harness().start(tmp_path, record.info.id, None, 0.001)
+    assert again.wait(timeout=60) == 0
+    whole = harness().dump(tmp_path / "runs.db")
+    assert whole["result"] == clean["result"]
