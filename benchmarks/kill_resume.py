@@ -107,13 +107,14 @@ def search(store: str, sent: str, resume: str | None, doom: Doom, seconds: float
     async def ask(question: str) -> str:
         first = await llm.areply(f"{style.value}|{tone.value}|{question}|1")
         second = await llm.areply(f"{style.value}|{tone.value}|{question}|2{first.text}")
-        return first.text + second.text
+        return tone.value[0] + first.text + second.text
 
     async def workflow(question: str) -> str:
         return await ask(question)
 
     def guide(output: str, example: dict[str, str]) -> Feedback:
-        return Feedback(digest(output, example["question"]) % 100 / 100, f"{output} was said")
+        better = {"d": 0.0, "o": 0.2, "w": 0.4}[output[0]]
+        return Feedback(better + digest(output, example["question"]) % 100 / 100, f"{output} was said")
 
     examples = [{"question": f"{topic} {i}"} for topic in TOPICS for i in range(5)]
     optimize(

@@ -1,6 +1,6 @@
 """Arguments taken apart: bodies see plain values, containers keep their nodes, what would be lost is refused."""
 
-# ruff: noqa: PLW0108 # the forms these rules object to are what is tested
+# the forms these rules object to are what is tested
 
 import asyncio
 import dataclasses

@@ -1,6 +1,6 @@
 """A recording as data: names, edges, output nodes, NetworkX, memory."""
 
-# ruff: noqa: PLW0108 # the forms these rules object to are what is tested
+# the forms these rules object to are what is tested
 
 import dataclasses
 import gc

@@ -1,6 +1,6 @@
 """A result stands in for its value: same answers as plain, ops and decisions recorded, loud where an edge would be lost."""
 
-# ruff: noqa: TID251, PLC3002, FURB171, UP031, RUF005, C416, SIM105, PLW0108, SIM118 # the forms these rules object to are what is tested
+# ruff: noqa: TID251, PLC3002, FURB171, UP031, RUF005, SIM105, SIM118 # the forms these rules object to are what is tested
 
 import collections
 import collections.abc

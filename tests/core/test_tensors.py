@@ -1,6 +1,6 @@
 """Tensors as results: real tensors whose functions are ops, with gradients as without recording."""
 
-# ruff: noqa: TID251, C416, PLC3002, PLW0108 # the forms these rules object to are what is tested
+# ruff: noqa: TID251, PLC3002 # the forms these rules object to are what is tested
 
 import copy
 import operator

@@ -1,6 +1,6 @@
 """`@trace` in all its forms, and what opens, carries and leaves a recording."""
 
-# ruff: noqa: TID251, PLW0108, C416, SIM105 # the forms these rules object to are what is tested
+# ruff: noqa: TID251, SIM105 # the forms these rules object to are what is tested
 
 import asyncio
 import functools
