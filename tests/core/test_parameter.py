@@ -184,3 +184,14 @@ def test_an_empty_constraint_is_refused(make: Any) -> None:
 def test_constraints_are_values() -> None:
     assert (Box(0, 1), Ball(1), Simplex()) == (Box(0, 1), Ball(1, 2.0), Simplex())
     assert operator.ne(Box(0, 1), Box(0, 2))
+
+
+def test_a_plain_dict_is_no_structured_value() -> None:
+    class Settings(BaseModel):
+        depth: int
+
+    parameter = Parameter(Settings(depth=1), name="settings")
+
+    with pytest.raises(ValueError, match=r"a plain dict; give a Settings\(\.\.\.\)"):
+        Parameter(Settings(depth=1), name="settings", type=Settings).check({"depth": 2})
+    assert parameter.value.depth == 1

@@ -16,9 +16,10 @@ import pytest
 from trace_opt.errors import LLMError
 from trace_opt.llm.base import LLM, normalised
 from trace_opt.llm.connect import connect
-from trace_opt.llm.embedded import Embedded, _Call, _runtime
+from trace_opt.llm.embedded import Embedded, _Call
 from trace_opt.llm.meter import charging, metering
 from trace_opt.llm.models import path_of
+from trace_opt.llm.runtime import runtime_of
 from trace_opt.llm.stack import Connected
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def test_answers_are_scored_and_the_likeliest_is_the_text(smollm2: LLM) -> None:
 def test_one_call_for_all_answers_agrees_with_token_by_token(smollm2: LLM, prefill: str) -> None:
     assert isinstance(smollm2, Connected)
     assert isinstance(smollm2.backend, Embedded)
-    runtime = _runtime(smollm2.backend._path, smollm2.name)
+    runtime = runtime_of(smollm2.backend._path, smollm2.name)
     lead = " " if prefill else ""
     words = ("business", "politics", "sports")
     in_one = smollm2.reply(HEADLINE, answers=words, prefill=prefill).logprobs

@@ -682,6 +682,61 @@ def test_a_finished_run_goes_on_with_a_larger_budget_as_if_it_had_had_it_from_th
     del before
 
 
+def test_a_second_look_at_the_test_examples_is_reported(line: Line, tmp_path: Path) -> None:
+    values = [{"a": 2}, {"a": 3}]
+    first = run_line(line, values, store=tmp_path / "runs.db", budget=Budget(trials=1))
+    again = run_line(line, values, store=tmp_path / "runs.db", resume=first.id)
+    assert not any("judged" in note for note in first.report().notes)
+    assert any("judged 1 earlier best" in note for note in again.report().notes)
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_run_that_failed_while_the_start_was_scored_goes_on(tmp_path: Path, declared: bool) -> None:
+    llm = ScriptedLLM(lambda messages: "x")
+    style, unread = Parameter("plain", name="style"), Parameter("idle", name="unread")
+    broken = {"on": True}
+
+    @trace
+    def ask(q: int) -> str:
+        return llm(f"{style.value} {q}") if q >= 0 else unread.value
+
+    def guide(out: str, example: Any) -> float:
+        if broken["on"] and llm.calls > 4:
+            raise RuntimeError("guide broke")
+        return 1.0
+
+    options: dict[str, Any] = {
+        "store": tmp_path / "runs.db", "budget": Budget(trials=1), "optimizers": [Listed([{"style": "s"}])], "concurrency": 1,
+        **({"parameters": [style]} if declared else {}),
+    }  # fmt: skip
+    examples = [{"q": i} for i in range(40)]
+    with pytest.raises(RuntimeError, match="guide broke"):
+        optimize(ask, examples, guide, **options)
+    kept = len(Store(tmp_path / "runs.db").rollouts("last"))
+    broken["on"] = False
+    run = optimize(ask, examples, guide, resume="last", **options)
+    assert kept == 4
+    assert set(run.start) == {"style"}
+    # 8 to score the start, 8 to propose from, 8 to try, 8 for the test, and the one that the failure lost
+    assert llm.calls == 8 + 8 + 8 + 8 + 1
+    assert run.spent["lost"].calls == 1
+
+
+def test_a_plain_output_is_said_once_to_tie_feedback_to_every_leaf(line: Line) -> None:
+    events: list[Any] = []
+
+    def workflow(x: int) -> int:
+        line.workflow(x)
+        return x
+
+    optimize(
+        workflow, line.examples(30), line.guide, optimizers=[Listed([{"a": 3}, {"a": 2}])], store=None, budget=Budget(trials=2),
+        on_event=events.append,
+    )  # fmt: skip
+    notes = [event for event in events if event.kind == "note" and "plain value" in event.text]
+    assert [note.data["leaves"] for note in notes] == [["line_1"]]
+
+
 def test_what_was_kept_is_not_run_again(tmp_path: Path) -> None:
     llm = ScriptedLLM(lambda messages: "x" * (len(messages[-1]["content"]) % 7))
     first = asking(llm, budget=Budget(trials=2), store=tmp_path / "runs.db")

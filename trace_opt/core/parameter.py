@@ -217,7 +217,7 @@ class Parameter(Generic[T]):
         from pydantic import ValidationError
 
         try:
-            self.adapter.validate_python(value, strict=True)
+            validated: Any = self.adapter.validate_python(value, strict=True)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             place = ".".join(str(part) for part in first["loc"])
@@ -225,6 +225,12 @@ class Parameter(Generic[T]):
             raise ValueError(
                 f"parameter {name!r} got {short(value)}, which does not fit its type{where}: {first['msg']}"
             ) from None
+        if (
+            type(cast("Any", value)) is dict and type(validated) is not dict
+        ):  # strict mode makes a model of a plain dict
+            raise ValueError(
+                f"parameter {name!r} got {short(value)}, a plain dict; give a {type(validated).__name__}(...)"
+            )
         return value
 
     def __repr__(self) -> str:

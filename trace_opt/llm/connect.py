@@ -70,7 +70,8 @@ def _cache_of_environment() -> str | bool | None:
 
 
 def _embedded(model: str, name: str, timeout_s: float, table: Path | None, defaults: Fields) -> LLM:
-    from trace_opt.llm.embedded import Embedded, runtime_version
+    from trace_opt.llm.embedded import Embedded
+    from trace_opt.llm.runtime import runtime_version
 
     if name.endswith(".gguf"):
         path = Path(name).expanduser().absolute()

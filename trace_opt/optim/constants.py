@@ -10,7 +10,7 @@ import re
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
-from trace_opt.optim.listing import Gap, Hole, Line, Part
+from trace_opt.optim.lines import Gap, Hole, Line, Part
 from trace_opt.optim.text import literal
 
 _INLINE_CHARACTERS = 40

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from trace_opt.core.node import ATOMIC, Nested, Node, ParameterNode
 from trace_opt.core.operators import COMPARISONS
 from trace_opt.core.propagate import union
-from trace_opt.optim.text import cut, literal, name_text, one_line, size
+from trace_opt.optim.lines import Gap, Line, Writer, line_size, safe_name
+from trace_opt.optim.text import name_text
 
 if TYPE_CHECKING:
     from trace_opt.core.graph import Graph
@@ -23,60 +24,8 @@ if TYPE_CHECKING:
 
 _MAX_PERIOD = 8  # calls in one round of a pattern
 _HUB_USES = 4  # a value used more often is known by itself, not by how far back it is
-_NESTED_SHOWN = 24  # nodes of one container that a line names
 _CONTROL_STEPS = 3  # a decision is this many steps away from what it steers
 _FAR = 1 << 40
-
-
-class Hole(NamedTuple):
-    """A constant in a line: where it stands (`ask_1`, `question`) and its value."""
-
-    node: str
-    place: str
-    value: Any
-
-
-Part = str | Hole
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One call, or one decision of the workflow.
-
-    Attributes:
-        name: What the line defines, or "" for a decision.
-        parts: The line as text with holes.
-        outcome: What a decision came to, where that is no part of the line; else "".
-    """
-
-    node: Node[Any]
-    name: str
-    parts: tuple[Part, ...]
-    outcome: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """Calls that are not written out.
-
-    Attributes:
-        count: How many.
-        period: The number of lines above that go on in the same way, or 0 for calls left out for want of room.
-        ops: What was called, with counts, for calls left out.
-    """
-
-    count: int
-    period: int = 0
-    ops: tuple[tuple[str, int], ...] = ()
-
-    @property
-    def text(self) -> str:
-        """The gap as a line of its own."""
-        if self.period:
-            lines = "line above goes" if self.period == 1 else f"{self.period} lines above go"
-            return f"... the {lines} on in the same way {self.count // self.period:,} times more ..."
-        told = ", ".join(f"{name} {count:,} times" for name, count in self.ops[:4])
-        return f"... {self.count:,} calls are left out here: {told}{', ...' if len(self.ops) > 4 else ''} ..."
 
 
 @dataclass(slots=True)
@@ -108,7 +57,6 @@ class Listing:
         self.path = together.path
         self.context = together.context
         self.names = self.graph.names
-        self._writer = _Writer(self)
         where, uses, steps = self._measured()
         # a comparison that only a decision reads is written into the decision
         self.inlined = {
@@ -116,6 +64,7 @@ class Listing:
             if node.kind == "decision" and node.op.name == "bool" and _is_test(node.inputs[0])
             and uses[node.inputs[0].index] == 1
         }  # fmt: skip
+        self._writer = Writer(self.name, self.inlined)
         self.visible = [
             (i, node) for i, node in enumerate(self.path)
             if not isinstance(node, ParameterNode) and not _is_join(node) and node not in self.inlined
@@ -126,7 +75,7 @@ class Listing:
     def name(self, node: Node[Any]) -> str:
         """A node's name as lines write it."""
         found = self.names.get(node, node.op.name)
-        return name_text(found) if isinstance(node, ParameterNode) else _safe(found)
+        return name_text(found) if isinstance(node, ParameterNode) else safe_name(found)
 
     def lines(self, limit: int) -> list[Line | Gap]:
         """As many lines as fit in about `limit` bytes, the nearest to a variable or the output first, in order."""
@@ -154,9 +103,11 @@ class Listing:
                     skipped = Counter()
                 yield chosen[i]
             elif unit.node is not None:
-                skipped[_safe(unit.node.op.name)] += 1
+                skipped[safe_name(unit.node.op.name)] += 1
             else:
-                skipped.update(_safe(node.op.name) for _, node in self.visible[unit.start : unit.start + unit.count])
+                skipped.update(
+                    safe_name(node.op.name) for _, node in self.visible[unit.start : unit.start + unit.count]
+                )
         if skipped:
             yield _left_out(skipped)
 
@@ -264,138 +215,3 @@ def _is_test(node: Any) -> bool:
 
 def _left_out(skipped: Counter[str]) -> Gap:
     return Gap(skipped.total(), 0, tuple(sorted(skipped.items(), key=lambda entry: (-entry[1], entry[0]))))
-
-
-def line_size(line: Line | Gap) -> int:
-    """About how many bytes a line takes."""
-    if isinstance(line, Gap):
-        return len(line.text)
-    return sum(size(part) if isinstance(part, str) else min(44, size(literal(part.value, 40))) for part in line.parts)
-
-
-def _safe(name: str) -> str:
-    return name if name.isprintable() and len(name) <= 200 else cut(one_line(ascii(name)[1:-1]), 200)
-
-
-class _Writer:
-    """Writes one node's line."""
-
-    def __init__(self, listing: Listing) -> None:
-        self.listing = listing
-
-    def line(self, node: Node[Any]) -> Line:
-        """The line of a call, an output or a decision."""
-        if node.kind == "decision":
-            return self._decision(node)
-        name = self.listing.name(node)
-        parts: list[Part] = [f"{name} = ", *self.call(node)]
-        reads = [self.listing.name(read) for read in node.reads]
-        if reads:
-            parts.append(f"  # reads {', '.join(reads)}")
-        return Line(node, name, _joined(parts))
-
-    def call(self, node: Node[Any]) -> list[Part]:
-        """The right side: an operator infix, a method behind its value, anything else by name."""
-        op = node.op
-        given = dict(zip(op.parameters, node.inputs, strict=True))
-        if node.kind == "output" or (op.name in ("output", "error") and not op.signature):
-            return self._value(node, op.parameters[0], node.inputs[0])
-        if op.symbol == ".":
-            return [*self._value(node, "a", given["a"]), f".{_safe(str(given['name']))}"]
-        if op.symbol == "[]":
-            return [*self._value(node, "a", given["a"]), "[", *self._index(node, given["b"]), "]"]
-        if op.symbol and len(op.parameters) == 1:
-            return [op.symbol, *self._value(node, "a", given["a"])]
-        if op.symbol:
-            return [*self._value(node, "a", given["a"]), f" {op.symbol} ", *self._value(node, "b", given["b"])]
-        if not op.signature and op.parameters[-2:] == ("args", "kwargs"):
-            return self._method(node, given)
-        parts: list[Part] = [f"{_safe(op.name)}("]
-        for i, (place, value) in enumerate(given.items()):
-            parts += [", " if i else "", f"{place}=" if op.signature else "", *self._value(node, place, value)]
-        return [*parts, ")"]
-
-    def _method(self, node: Node[Any], given: dict[str, Any]) -> list[Part]:
-        parts: list[Part] = []
-        if "a" in given:
-            parts = self._value(node, "a", given["a"])
-        if node.op.name != "call" or "a" not in given:
-            parts.append(f"{'.' if parts else ''}{_safe(node.op.name)}")
-        args, kwargs = (x.items if type(x) is Nested else x for x in (given["args"], given["kwargs"]))
-        parts.append("(")
-        for i, item in enumerate(cast("Sequence[Any]", args)):
-            parts += [", " if i else "", *self._value(node, f"args[{i}]", item)]
-        for i, (key, item) in enumerate(cast("dict[str, Any]", kwargs).items()):
-            parts += [", " if i or args else "", f"{key}=", *self._value(node, f"kwargs[{key!r}]", item)]
-        return [*parts, ")"]
-
-    def _decision(self, node: Node[Any]) -> Line:
-        kind = node.op.name
-        given = node.inputs[0]
-        subject = self._inlined(node, given)
-        if kind == "bool":
-            return Line(node, "", _joined(["if ", *subject, f": {node.value}"]))
-        if kind == "contains":
-            item = self._value(node, "b", node.inputs[1])
-            return Line(node, "", _joined(["if ", *item, " in ", *subject, f": {node.value}"]))
-        if kind == "none":
-            return Line(node, "", _joined(["if ", *subject, " is None: True"]))
-        if kind == "raised":
-            return Line(node, "", _joined(["except what ", *subject, " raised"]), literal(str(node.value), 120))
-        if kind == "iter":
-            return Line(node, "", _joined(["for each of ", *subject]), f"{node.value} items")
-        return Line(node, "", _joined([f"{kind}(", *subject, ")"]), literal(node.value, 80))
-
-    def _inlined(self, node: Node[Any], given: Any) -> list[Part]:
-        is_inlined = isinstance(given, Node) and given in self.listing.inlined
-        return self.call(cast("Node[Any]", given)) if is_inlined else self._value(node, "value", given)
-
-    def _index(self, node: Node[Any], given: Any) -> list[Part]:
-        if isinstance(given, slice):
-            ends = cast("slice[Any, Any, Any]", given)
-            return [":".join("" if end is None else str(end) for end in (ends.start, ends.stop))]
-        return self._value(node, "b", given)
-
-    def _value(self, node: Node[Any], place: str, given: Any) -> list[Part]:
-        if isinstance(given, Node):
-            return [self.listing.name(cast("Node[Any]", given))]
-        if type(given) is Nested:
-            return self._nested(node, place, given.items)
-        return [Hole(self.listing.name(node), place, given)]
-
-    def _nested(self, node: Node[Any], place: str, items: Any) -> list[Part]:
-        """A container with nodes in it: the first and last of many, constants as holes."""
-        if isinstance(items, Node):
-            return [self.listing.name(cast("Node[Any]", items))]
-        if isinstance(items, dict):
-            entries = [
-                (f"{literal(key, 60)}: ", f"{place}[{key!r}]", x) for key, x in cast("dict[Any, Any]", items).items()
-            ]
-            left, right = "{", "}"
-        elif isinstance(items, (list, tuple, set, frozenset)):
-            left, right = {list: ("[", "]"), tuple: ("(", ")")}.get(cast("Any", type(cast("Any", items))), ("{", "}"))
-            entries = [("", f"{place}[{i}]", x) for i, x in enumerate(cast("Sequence[Any]", items))]
-        elif hasattr(items, "__dataclass_fields__"):
-            fields = cast("dict[str, Any]", items.__dataclass_fields__)
-            entries = [(f"{key}=", f"{place}.{key}", getattr(items, key, None)) for key in fields]
-            left, right = f"{type(items).__name__}(", ")"
-        else:
-            return [Hole(self.listing.name(node), place, items)]
-        half = _NESTED_SHOWN // 2
-        hidden = len(entries) - _NESTED_SHOWN if len(entries) > _NESTED_SHOWN + 1 else 0
-        parts: list[Part] = [left]
-        for i, (label, inner, item) in enumerate(entries if not hidden else [*entries[:half], *entries[-half:]]):
-            parts += [", " if i else "", f"... {hidden:,} more ..., " if hidden and i == half else "", label]
-            parts += self._nested(node, inner, item)
-        return [*parts, right]
-
-
-def _joined(parts: Sequence[Part]) -> tuple[Part, ...]:
-    """Parts with neighbouring texts put together."""
-    made: list[Part] = []
-    for part in parts:
-        if isinstance(part, str) and made and isinstance(made[-1], str):
-            made[-1] += part
-        else:
-            made.append(part)
-    return tuple(made)

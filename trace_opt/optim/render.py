@@ -17,7 +17,8 @@ import trace_opt
 from trace_opt.core.graph import OUTPUT_OF_LEAVES
 from trace_opt.core.node import Failure, Node, ParameterNode
 from trace_opt.optim.constants import Constants, structure
-from trace_opt.optim.listing import Gap, Line, Listing
+from trace_opt.optim.lines import Gap, Line
+from trace_opt.optim.listing import Listing
 from trace_opt.optim.text import block, cut, literal, name_text, one_line, size, tokens_in
 from trace_opt.optim.variables import variables_text
 

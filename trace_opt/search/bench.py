@@ -100,6 +100,7 @@ class Bench:
         self._keep_graphs = keep_graphs
         self._keep_all = data.shared and len(data.train) <= _MOST_KEPT
         self._finished = 0
+        self._warned = False
 
     @property
     def floor(self) -> float:
@@ -287,8 +288,20 @@ class Bench:
         candidate.scores.setdefault(job.number, Score(rollout.score, several, rollout.cost, rollout.seconds))
         if job.number == self.order[0] and rollout.graph is not None:
             candidate.graph = rollout.graph
+            self._warn(rollout)
         if job.keep and job.number in self.data.train:
             candidate.kept[job.number] = rollout
+
+    def _warn(self, rollout: Rollout) -> None:
+        """Say once where an output is a plain value, so that feedback on it reaches everything the workflow did."""
+        if self._warned or self._tell is None or rollout.graph is None or rollout.node is None:
+            return
+        ends = rollout.graph.loose_ends(rollout.node)
+        if ends:
+            self._warned = True
+            shown = ", ".join(ends[:5]) + (", ..." if len(ends) > 5 else "")
+            text = f"the workflow returns a plain value, so feedback is tied to all that it left open: {shown}"
+            self._tell(Event("note", text, {"leaves": list(ends)}))
 
     @asynccontextmanager
     async def _telling(self, phase: str, total: int) -> AsyncGenerator[None]:

@@ -25,11 +25,13 @@ async def run_test(settings: Settings, session: Session, best: Candidate) -> lis
     if not test:
         return []
     pair = [session.start] if best is session.start else [session.start, best]
+    judged = [c for c in session.candidates.values() if c not in pair and any(n in c.scores for n in test)]
+    notes = [f"the test examples have judged {len(judged)} earlier best before, so a claim is weaker"] if judged else []
     try:
         await session.bench.score([(candidate, [n]) for n in test for candidate in pair], "test")
     except BudgetError as error:
-        return [f"the test is not complete: {error}"]
-    return []
+        notes.append(f"the test is not complete: {error}")
+    return notes
 
 
 def report_of(

@@ -177,7 +177,9 @@ class _Engine:
 
     def _hold_for_test(self, start: Candidate) -> None:
         """Keep what the test will cost, by what the start cost, from the search."""
-        test = 2 * len(self.settings.data.test)
+        numbers = self.settings.data.test
+        # the start's may be known from an earlier session, a new best's never are
+        test = len(numbers) + sum(number not in start.scores for number in numbers)
         costs = [score.cost for score in start.scores.values() if score.cost.calls]
         if not test:
             return

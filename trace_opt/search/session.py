@@ -94,6 +94,7 @@ class Session:
         self._minibatch = minibatch
         self._goals = goals
         self.keeper = Keeper(bench, self.parameters, self.optimizers, writer)
+        self._train = tuple(bench.data.examples[n] for n in bench.data.train)
         self._idle = 0
         self._failures = 0
         self._since = 0
@@ -214,8 +215,7 @@ class Session:
             accounts.extend(spent)
             return rollouts
 
-        data = self.bench.data
-        rollouts = Rollouts(items, train=[data.examples[n] for n in data.train], seed=seed, run=run)
+        rollouts = Rollouts(items, train=self._train, seed=seed, run=run)
         mine = [p for p in self.parameters.values() if self._owner(p) is optimizer]
         began = time.monotonic()
         verdict = ""
