@@ -225,12 +225,10 @@ class Parameter(Generic[T]):
             raise ValueError(
                 f"parameter {name!r} got {short(value)}, which does not fit its type{where}: {first['msg']}"
             ) from None
-        if (
-            type(cast("Any", value)) is dict and type(validated) is not dict
-        ):  # strict mode makes a model of a plain dict
-            raise ValueError(
-                f"parameter {name!r} got {short(value)}, a plain dict; give a {type(validated).__name__}(...)"
-            )
+        given: type[Any] = type(value)
+        made: type[Any] = type(validated)
+        if given is dict and made is not dict:  # strict mode makes a model of a plain dict
+            raise ValueError(f"parameter {name!r} got {short(value)}, a plain dict; give a {made.__name__}(...)")
         return value
 
     def __repr__(self) -> str:
