@@ -225,10 +225,9 @@ class Parameter(Generic[T]):
             raise ValueError(
                 f"parameter {name!r} got {short(value)}, which does not fit its type{where}: {first['msg']}"
             ) from None
-        given: type[Any] = type(value)
-        made: type[Any] = type(validated)
-        if given is dict and made is not dict:  # strict mode makes a model of a plain dict
-            raise ValueError(f"parameter {name!r} got {short(value)}, a plain dict; give a {made.__name__}(...)")
+        made = type(validated).__name__
+        if type(value).__name__ == "dict" != made:  # strict mode makes a model of a plain dict
+            raise ValueError(f"parameter {name!r} got {short(value)}, a plain dict; give a {made}(...)")
         return value
 
     def __repr__(self) -> str:
