@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,10 @@ import pytest
 from hypothesis import settings
 
 settings.load_profile("ci")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # a shell's background jobs ignore Ctrl-C and so would the commands that tests interrupt
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _KEYS = (
     "OPENAI_API_KEY",
