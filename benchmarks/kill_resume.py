@@ -29,6 +29,8 @@ from trace_opt.store.store import Store
 
 CONCURRENCY = 4
 TRIALS = 10
+SECONDS = 0.003
+"""How long a call takes."""
 TOPICS = ("tea", "rain", "moss", "iron", "dust", "salt")
 
 
@@ -233,12 +235,14 @@ def dump(file: Path) -> dict[str, Any]:
 CHOSEN = (
     Kill("before a call", 1), Kill("before a reply", 1), Kill("before a commit", 1), Kill("before a commit", 3),
     Kill("after a commit", 4), Kill("before a reply", 9), Kill("before a call", 30), Kill("before a proposal", 1),
-    Kill("after a proposal", 1), Kill("after a proposal", 2), Kill("before a commit", 60), Kill("after a commit", 61),
+    Kill("after a proposal", 1), Kill("after a proposal", 2), Kill("before a commit", 40), Kill("after a commit", 71),
 )  # fmt: skip
 
 
 def check(whole: dict[str, Any], clean: dict[str, Any], kills: Sequence[Kill]) -> list[str]:
     """What is wrong with a killed and resumed search; empty where nothing is."""
+    if whole["killed"] != len(kills):
+        return [f"only {whole['killed']} of {kills} came to pass"]
     parts = [part for part in whole["result"] if whole["result"][part] != clean["result"][part]]
     wrong = [f"{part} differ after {kills}" for part in parts]
     spent = sum(whole["spent"].values())
@@ -258,6 +262,16 @@ def check(whole: dict[str, Any], clean: dict[str, Any], kills: Sequence[Kill]) -
     return wrong
 
 
+def at_random(folder: Path, rng: random.Random, whole_s: float) -> tuple[list[Kill], dict[str, Any]]:
+    """A search killed at some moment of its time; a moment after its end is drawn again."""
+    for attempt in range(20):
+        kills = [Kill("after", after_s=rng.uniform(0.3, 0.95) * whole_s * 0.9**attempt)]
+        whole = run_whole(folder / str(attempt), kills, SECONDS)
+        if whole["killed"]:
+            return kills, whole
+    raise RuntimeError(f"no moment of {whole_s:.1f} seconds was early enough to kill the search")
+
+
 def main() -> int:
     """All kills, one by one and then several in one search."""
     from harness import save
@@ -266,12 +280,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         began = time.monotonic()
-        clean = run_whole(root / "clean", [], 0.003)
+        clean = run_whole(root / "clean", [], SECONDS)
         whole_s = time.monotonic() - began
         plans: list[list[Kill]] = [[kill] for kill in CHOSEN]
-        plans += [[Kill("after", after_s=rng.uniform(0.5 * whole_s, 0.95 * whole_s))] for _ in range(6)]
         plans += [[Kill("before a reply", rng.randrange(5, 40)) for _ in range(3)]]
-        results = [(kills, run_whole(root / str(i), kills, 0.003)) for i, kills in enumerate(plans)]
+        results = [(kills, run_whole(root / str(i), kills, SECONDS)) for i, kills in enumerate(plans)]
+        results += [at_random(root / f"random {i}", rng, whole_s) for i in range(6)]
     wrong = [problem for kills, whole in results for problem in check(whole, clean, kills)]
     figures = {
         "kills": sum(whole["killed"] for _, whole in results), "searches": len(results), "concurrency": CONCURRENCY,

@@ -1,6 +1,7 @@
 """A whole search: what is accepted, told, kept, refused; and what bad input says."""
 
 import asyncio
+import hashlib
 import json
 import math
 import threading
@@ -632,6 +633,24 @@ def test_a_search_works_where_an_event_loop_runs_and_can_be_awaited(line: Line) 
 
     blocked, awaited = asyncio.run(inside())
     assert blocked.best == awaited.best == {"a": 3, "b": 0}
+
+
+def test_concurrency_does_not_change_a_run_of_several_proposals_at_once() -> None:
+    def told(concurrency: int) -> Any:
+        llm = ScriptedLLM(lambda messages: "x" * (hash_of(messages[-1]["content"]) % 9), seconds=0.0005)
+        run = asking(
+            llm, concurrency=concurrency, budget=Budget(trials=24), search=Greedy(width=3, stages=(2, None)),
+            optimizers=[Listed([{"style": f"s{i}"} for i in range(24)])],
+        )  # fmt: skip
+        return [(t.number, dict(t.changed), t.before, t.after, t.accepted, t.verdict) for t in run.history], run.best
+
+    history, best = told(8)
+    assert told(1) == (history, best)
+    assert any(trial[4] for trial in history)
+
+
+def hash_of(text: str) -> int:
+    return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)
 
 
 # -- values ------------------------------------------------------------------------------------------------------------
