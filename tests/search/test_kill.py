@@ -45,6 +45,7 @@ def test_the_uninterrupted_search_has_something_to_lose(clean: Any) -> None:
     [
         [("before a commit", 1)],
         [("before a call", 25)],
+        [("before a commit", 40)],
         [("after a proposal", 1)],
         [("before a reply", 40), ("before a commit", 9), ("before a proposal", 1)],
     ],

@@ -368,16 +368,16 @@ class Session:
             if row["id"] != self.start.id and (search is not None or row["step"] > 0):
                 made = self.keeper.restored_candidate(row, scores.get(row["id"], {}))
                 self.candidates[made.id] = self._by_key[made.key] = made
-        if search is None:
-            return
-        self.step, self._idle, self._since = search["step"], search["idle"], search["since"]
-        self._failures, self.bench.lowest = search["failures"], decode(search["lowest"])
-        self.incumbent = self.candidates[search["incumbent"]]
+        if search is not None:
+            self.step, self._idle, self._since = search["step"], search["idle"], search["since"]
+            self._failures, self.bench.lowest = search["failures"], decode(search["lowest"])
+            self.incumbent = self.candidates[search["incumbent"]]
         for row in saved.trials:
-            attempt = self.keeper.restored_attempt(row, self.candidates)
-            if attempt.step > self.step:
-                self._resumed[attempt.step, attempt.slot] = attempt
-            else:
+            # proposals of a step that was cut short were paid for, even of the first one, before there is a state
+            if row["step"] > max(self.step, 0):
+                self._resumed[row["step"], row["slot"]] = self.keeper.restored_attempt(row, self.candidates)
+            elif search is not None:
+                attempt = self.keeper.restored_attempt(row, self.candidates)
                 self.attempts.append(attempt)
                 outcome = Outcome(attempt.before, attempt.after, attempt.accepted)
                 self.history.append(Trial(attempt.optimizer, attempt.base.values, attempt.proposal, outcome))
