@@ -133,8 +133,13 @@ def test_a_failed_write_leaves_nothing_of_its_transaction(store: Store) -> None:
 def test_texts_that_databases_dislike_come_back_unchanged(store: Store, text: str) -> None:
     writer = store.begin(new_run())
     writer.rollout(rollout(0, 0, text=text), spend={}, landed=())
-    writer.close("failed", "it broke")
+    writer.trial(trial(1, verdict=f"dropped: {text}", reason=text))
+    writer.close("failed", f"it broke: {text}")
     assert store.rollouts("last")[0].text == text
+    record = store.load("last")
+    assert record.trials[0].reason == text
+    assert record.info.ended.startswith("it broke: ")
+    assert record.trials[0].verdict.startswith("dropped: ")
 
 
 # -- leases ------------------------------------------------------------------------------------------------------------

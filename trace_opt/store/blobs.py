@@ -16,6 +16,9 @@ from trace_opt.core.codec import decode, encode
 INLINE = 4096
 """Base64 characters of a tensor that stay in the JSON itself."""
 
+# json.dumps makes an encoder at every call that asks for anything but its defaults
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+
 Put = Callable[[bytes], str]
 Get = Callable[[str], bytes]
 
@@ -73,4 +76,9 @@ def _tensor(data: bytes) -> Any:
 
 def text_of(data: Any) -> str:
     """ASCII JSON of JSON-able data."""
-    return json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return _ENCODER.encode(data)
+
+
+def storable(text: str) -> str:
+    """A text for people without what databases refuse, lone surrogates and NULs; values go as JSON, which keeps them."""
+    return text.encode("utf-8", "replace").decode("utf-8").replace("\x00", "\\x00")

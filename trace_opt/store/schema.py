@@ -8,7 +8,7 @@ overwritten.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -19,117 +19,59 @@ VERSION = 1
 FLIGHTS = ("run", "token", "role", "what", "calls", "tokens_in", "tokens_out", "usd", "lost")
 
 
+_COST = "calls integer, tokens_in big, tokens_out big, usd double?"  # no usd: a price is unknown
+
+_TABLES = {
+    "meta": "name* text, value integer",
+    # data: config, fingerprint, parameters, model, budget; flights: the greatest number a call was given
+    "runs": (
+        "id* text, name text, status text, ended text, seed big, created double, updated double, owner text, "
+        "lease_until double, epoch integer, version text, best integer, seconds double, data text, report text?, "
+        "flights big"
+    ),
+    # data holds the values by parameter name
+    "candidates": (
+        "run* text, id* integer, step integer, optimizer text, parents text, data text, values_hash text, mean double?, "
+        "n integer, failed integer, accepted integer"
+    ),
+    # no score: the workflow failed; data: scores, text, error, output
+    "rollouts": (
+        f"run* text, candidate* integer, example* integer, repeat* integer, score double?, data text, {_COST}, "
+        "seconds double"
+    ),
+    "graphs": "run* text, candidate* integer, example* integer, blob text",
+    # data: changed values, reason, notes
+    "trials": (
+        "run* text, number* integer, step integer, slot integer, optimizer text, base integer, candidate integer?, "
+        "data text, before double?, after double?, n integer, accepted integer, verdict text"
+    ),
+    "states": "run* text, part* text, data text",
+    "spend": f"run* text, role* text, {_COST}",
+    "flights": f"run* text, token* big, role text, what text, {_COST}, lost integer",
+    "blobs": "hash* text, data bytes",
+}
+"""Columns as `name type`; a star marks the key, a question mark what may be empty."""
+
+
 @lru_cache(maxsize=1)
 def metadata() -> sa.MetaData:
     """All tables."""
     import sqlalchemy as sa
 
+    types: dict[str, Any] = {
+        "text": sa.Text, "integer": sa.Integer, "big": sa.BigInteger, "double": sa.Double, "bytes": sa.LargeBinary,
+    }  # fmt: skip
     meta = sa.MetaData()
-    key = sa.String(32)
-
-    def cost() -> list[sa.Column[object]]:
-        return [
-            sa.Column("calls", sa.Integer, nullable=False),
-            sa.Column("tokens_in", sa.BigInteger, nullable=False),
-            sa.Column("tokens_out", sa.BigInteger, nullable=False),
-            sa.Column("usd", sa.Double),  # NULL: a price is unknown
-        ]
-
-    sa.Table("meta", meta, sa.Column("name", sa.String(32), primary_key=True), sa.Column("value", sa.Integer))
-    sa.Table(
-        "runs", meta,
-        sa.Column("id", key, primary_key=True),
-        sa.Column("name", sa.Text, nullable=False),
-        sa.Column("status", sa.String(16), nullable=False),
-        sa.Column("ended", sa.Text, nullable=False),
-        sa.Column("seed", sa.BigInteger, nullable=False),
-        sa.Column("created", sa.Double, nullable=False),
-        sa.Column("updated", sa.Double, nullable=False),
-        sa.Column("owner", sa.Text, nullable=False),
-        sa.Column("lease_until", sa.Double, nullable=False),
-        sa.Column("epoch", sa.Integer, nullable=False),
-        sa.Column("version", sa.String(32), nullable=False),
-        sa.Column("best", sa.Integer, nullable=False),
-        sa.Column("seconds", sa.Double, nullable=False),
-        sa.Column("data", sa.Text, nullable=False),  # config, fingerprint, parameters, model, budget
-        sa.Column("report", sa.Text),
-        sa.Column("flights", sa.BigInteger, nullable=False),  # the greatest number a call was given
-    )  # fmt: skip
-    sa.Table(
-        "candidates", meta,
-        sa.Column("run", key, primary_key=True),
-        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
-        sa.Column("step", sa.Integer, nullable=False),
-        sa.Column("optimizer", sa.Text, nullable=False),
-        sa.Column("parents", sa.Text, nullable=False),
-        sa.Column("data", sa.Text, nullable=False),  # values
-        sa.Column("values_hash", sa.String(64), nullable=False),
-        sa.Column("mean", sa.Double),
-        sa.Column("n", sa.Integer, nullable=False),
-        sa.Column("failed", sa.Integer, nullable=False),
-        sa.Column("accepted", sa.Integer, nullable=False),
-        sa.UniqueConstraint("run", "values_hash"),
-        sqlite_with_rowid=False,
-    )  # fmt: skip
-    sa.Table(
-        "rollouts", meta,
-        sa.Column("run", key, primary_key=True),
-        sa.Column("candidate", sa.Integer, primary_key=True, autoincrement=False),
-        sa.Column("example", sa.Integer, primary_key=True, autoincrement=False),
-        sa.Column("repeat", sa.Integer, primary_key=True, autoincrement=False),
-        sa.Column("score", sa.Double),  # NULL: the workflow failed
-        sa.Column("data", sa.Text, nullable=False),  # scores, text, error, output
-        *cost(),
-        sa.Column("seconds", sa.Double, nullable=False),
-        sqlite_with_rowid=False,
-    )  # fmt: skip
-    sa.Table(
-        "graphs", meta,
-        sa.Column("run", key, primary_key=True),
-        sa.Column("candidate", sa.Integer, primary_key=True, autoincrement=False),
-        sa.Column("example", sa.Integer, primary_key=True, autoincrement=False),
-        sa.Column("blob", sa.String(64), nullable=False),
-        sqlite_with_rowid=False,
-    )  # fmt: skip
-    sa.Table(
-        "trials", meta,
-        sa.Column("run", key, primary_key=True),
-        sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
-        sa.Column("step", sa.Integer, nullable=False),
-        sa.Column("slot", sa.Integer, nullable=False),
-        sa.Column("optimizer", sa.Text, nullable=False),
-        sa.Column("base", sa.Integer, nullable=False),
-        sa.Column("candidate", sa.Integer),
-        sa.Column("data", sa.Text, nullable=False),  # changed values, reason, notes
-        sa.Column("before", sa.Double),
-        sa.Column("after", sa.Double),
-        sa.Column("n", sa.Integer, nullable=False),
-        sa.Column("accepted", sa.Integer, nullable=False),
-        sa.Column("verdict", sa.Text, nullable=False),
-        sqlite_with_rowid=False,
-    )  # fmt: skip
-    sa.Table(
-        "states", meta,
-        sa.Column("run", key, primary_key=True),
-        sa.Column("part", sa.String(32), primary_key=True),
-        sa.Column("data", sa.Text, nullable=False),
-    )  # fmt: skip
-    sa.Table(
-        "spend", meta, sa.Column("run", key, primary_key=True), sa.Column("role", sa.String(32), primary_key=True), *cost()
-    )  # fmt: skip
-    sa.Table(
-        "flights", meta,
-        sa.Column("run", key, primary_key=True),
-        sa.Column("token", sa.BigInteger, primary_key=True, autoincrement=False),
-        sa.Column("role", sa.String(32), nullable=False),
-        sa.Column("what", sa.Text, nullable=False),
-        *cost(),
-        sa.Column("lost", sa.Integer, nullable=False),
-        sqlite_with_rowid=False,
-    )  # fmt: skip
-    sa.Table(
-        "blobs", meta, sa.Column("hash", sa.String(64), primary_key=True), sa.Column("data", sa.LargeBinary, nullable=False)
-    )  # fmt: skip
+    for table, columns in _TABLES.items():
+        made: list[Any] = []
+        for column in columns.split(", "):
+            name, kind = column.split()
+            options: dict[str, Any] = {"primary_key": True, "autoincrement": False} if name.endswith("*") else {}
+            options["nullable"] = kind.endswith("?")
+            made.append(sa.Column(name.rstrip("*"), types[kind.rstrip("?")], **options))
+        if table == "candidates":
+            made.append(sa.UniqueConstraint("run", "values_hash"))
+        sa.Table(table, meta, *made, sqlite_with_rowid=table in ("meta", "runs", "blobs", "states"))
     return meta
 
 

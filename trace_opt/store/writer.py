@@ -110,7 +110,7 @@ class Writer:
         """Keep a trial, or what has become of it, with the next commit."""
         with self._lock:
             data = blobs.text_of(blobs.store_tensors(row.data, self._put))
-            self._waiting.trials.append(row._replace(data=data))
+            self._waiting.trials.append(row._replace(data=data, verdict=blobs.storable(row.verdict)))
 
     def state(self, part: str, data: Any) -> None:
         """Keep a state in place of the one before, with the next commit."""
@@ -183,7 +183,7 @@ class Writer:
             if self._connection is None:
                 return
             try:
-                self.set(status=status, ended=ended, owner="", lease_until=0.0)
+                self.set(status=status, ended=blobs.storable(ended), owner="", lease_until=0.0)
                 self.commit()
             finally:
                 self._stop.set()
