@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -138,10 +138,3 @@ def with_store(where: str | None) -> str:
     import shlex
 
     return f" --store {shlex.quote(where)}" if where else ""
-
-
-def shell_words(values: Mapping[str, str]) -> str:
-    """`--set name=value` for each option, quoted for a shell."""
-    import shlex
-
-    return "".join(f" --set {shlex.quote(f'{name}={value}')}" for name, value in values.items())

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 _TAG = "$"
 
+# json.dumps makes an encoder at every call that asks for anything but its defaults, and rollouts are hashed one by one
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
 
 def encode(value: Any) -> Any:
     """A JSON-able form of a value; `decode` gives it back."""
@@ -80,12 +83,13 @@ def described(value: Any) -> dict[str, str]:
         text = f"(its repr raised {type(error).__name__})"
     return {
         _TAG: "repr",
-        "repr": _printable(text[:2000]),
+        "repr": storable(text[:2000]),
         "type": f"{type(value).__module__}.{type(value).__qualname__}",
     }
 
 
-def _printable(text: str) -> str:
+def storable(text: str) -> str:
+    """A text for people without what databases and UTF-8 refuse: lone surrogates and NULs."""
     return text.encode("utf-8", "replace").decode("utf-8").replace("\x00", "\\x00")
 
 
@@ -186,7 +190,7 @@ def restore_value(parameter: Parameter[Any], data: Any) -> Any:
 
 def canonical(value: Any) -> str:
     """One text for equal values: JSON of `encode`, keys sorted, no spaces."""
-    return json.dumps(encode(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return _CANONICAL.encode(encode(value))
 
 
 def content_hash(value: Any) -> str:

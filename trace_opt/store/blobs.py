@@ -40,26 +40,28 @@ def unpacked(data: bytes) -> str:
 
 def store_tensors(data: Any, put: Put) -> Any:
     """JSON of `encode` or `dump_value` with its large tensors moved into blobs."""
-    if isinstance(data, list):
-        return [store_tensors(item, put) for item in cast("list[Any]", data)]
-    if not isinstance(data, dict):
-        return data
-    found = cast("dict[str, Any]", data)
-    if found.get("$") == "tensor":
-        return {"$": "blob", "v": put(_tensor_bytes(found))} if len(found["v"]) > INLINE else found
-    return {key: store_tensors(item, put) for key, item in found.items()}
+
+    def moved(tensor: dict[str, Any]) -> dict[str, Any]:
+        return {"$": "blob", "v": put(_tensor_bytes(tensor))} if len(tensor["v"]) > INLINE else tensor
+
+    return _tagged(data, "tensor", moved)
 
 
 def fetch_tensors(data: Any, get: Get) -> Any:
     """The JSON that `store_tensors` was given."""
+    return _tagged(data, "blob", lambda blob: encode(_tensor(get(blob["v"]))))
+
+
+def _tagged(data: Any, tag: str, change: Callable[[dict[str, Any]], Any]) -> Any:
+    """JSON with every object of one tag changed."""
     if isinstance(data, list):
-        return [fetch_tensors(item, get) for item in cast("list[Any]", data)]
+        return [_tagged(item, tag, change) for item in cast("list[Any]", data)]
     if not isinstance(data, dict):
         return data
     found = cast("dict[str, Any]", data)
-    if found.get("$") == "blob":
-        return encode(_tensor(get(found["v"])))
-    return {key: fetch_tensors(item, get) for key, item in found.items()}
+    if found.get("$") == tag:
+        return change(found)
+    return {key: _tagged(item, tag, change) for key, item in found.items()}
 
 
 def _tensor_bytes(data: Mapping[str, Any]) -> bytes:
@@ -77,8 +79,3 @@ def _tensor(data: bytes) -> Any:
 def text_of(data: Any) -> str:
     """ASCII JSON of JSON-able data."""
     return _ENCODER.encode(data)
-
-
-def storable(text: str) -> str:
-    """A text for people without what databases refuse, lone surrogates and NULs; values go as JSON, which keeps them."""
-    return text.encode("utf-8", "replace").decode("utf-8").replace("\x00", "\\x00")

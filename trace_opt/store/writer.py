@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from threading import Event, RLock, Thread
 from typing import TYPE_CHECKING, Any
 
+from trace_opt.core.codec import storable
 from trace_opt.core.rollout import Cost
 from trace_opt.errors import StoreError
 from trace_opt.store import blobs, lease
@@ -110,7 +111,7 @@ class Writer:
         """Keep a trial, or what has become of it, with the next commit."""
         with self._lock:
             data = blobs.text_of(blobs.store_tensors(row.data, self._put))
-            self._waiting.trials.append(row._replace(data=data, verdict=blobs.storable(row.verdict)))
+            self._waiting.trials.append(row._replace(data=data, verdict=storable(row.verdict)))
 
     def state(self, part: str, data: Any) -> None:
         """Keep a state in place of the one before, with the next commit."""
@@ -183,7 +184,7 @@ class Writer:
             if self._connection is None:
                 return
             try:
-                self.set(status=status, ended=blobs.storable(ended), owner="", lease_until=0.0)
+                self.set(status=status, ended=storable(ended), owner="", lease_until=0.0)
                 self.commit()
             finally:
                 self._stop.set()
