@@ -6,6 +6,8 @@ import asyncio
 import sqlite3
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -228,6 +230,8 @@ def test_the_first_reply_written_stays(tmp_path: Path) -> None:
 
 WRITER = """
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from trace_opt.llm.base import Reply, Request
 from trace_opt.llm.cache import Database
@@ -249,3 +253,18 @@ def test_processes_share_a_file(tmp_path: Path) -> None:
     found = [table.find(f"{name}{i}") for i in range(100) for name in ("a", "b", "shared")]
     assert codes == [0, 0]
     assert all(reply is not None for reply in found)
+
+
+def test_a_new_file_may_be_opened_by_many_at_once(tmp_path: Path) -> None:
+    request = Request(messages=({"role": "user", "content": "hi"},))
+    start = threading.Barrier(8)
+
+    def keep(table: Database) -> bool:
+        start.wait()
+        table.keep("k", request, Reply(text="first"))
+        return table.find("k") is not None
+
+    with ThreadPoolExecutor(8) as pool:
+        for i in range(60):
+            tables = [Database(tmp_path / f"{i}.db") for _ in range(8)]
+            assert all(pool.map(keep, tables))

@@ -129,7 +129,7 @@ class Database:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version > _SCHEMA_VERSION:
             raise sqlite3.DatabaseError(f"it was written by a newer version, with schema {version}")
-        connection.execute("PRAGMA journal_mode=WAL")
+        set_journal(connection, "WAL")
         # a power cut may lose the last replies, never damage the file
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute(
@@ -146,6 +146,30 @@ class Database:
             " another with cache=",
             stacklevel=2,
         )
+
+
+def set_journal(connection: sqlite3.Connection, mode: str) -> None:
+    """Switch the journal of a database, after others that do so at the same time.
+
+    The switch needs the file alone, and SQLite does not wait for that by itself, whatever its time-out.
+
+    Args:
+        connection: Outside a transaction.
+        mode: `WAL` or `DELETE`.
+
+    Raises:
+        sqlite3.Error: the file was in use for too long, or is no database.
+    """
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            connection.execute(f"PRAGMA journal_mode={mode}")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)
+        else:
+            return
 
 
 _open: WeakValueDictionary[Path, Database] = WeakValueDictionary()

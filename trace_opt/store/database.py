@@ -11,9 +11,10 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from trace_opt.errors import StoreError
+from trace_opt.llm.cache import set_journal
 from trace_opt.store.schema import VERSION, metadata
 
 if TYPE_CHECKING:
@@ -234,7 +235,7 @@ class Database:
         mode = "DELETE" if self.file is not None and on_network(self.file) else "WAL"
         raw = engine.raw_connection()
         try:
-            raw.cursor().execute(f"PRAGMA journal_mode={mode}")
+            set_journal(cast("Any", raw.driver_connection), mode)
         finally:
             raw.close()
 
