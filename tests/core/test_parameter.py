@@ -154,7 +154,7 @@ def test_a_recording_hands_out_tensor_leaves_of_its_own() -> None:
     p = Parameter(torch.ones(2), name="p")
     with record() as one:
         a = plain(p.value)
-    with record(grad=False) as two:
+    with record(training=False) as two:
         b = plain(p.value)
     assert (a.requires_grad, b.requires_grad, p.value.requires_grad) == (True, False, False)
     assert a.data_ptr() == p.value.data_ptr()

@@ -229,7 +229,7 @@ def test_recordings_have_gradients_of_their_own() -> None:
     p = Parameter(torch.ones(2), name="p")
     with record(values={"p": torch.full((2,), 5.0)}) as one:
         a = (p.value**2).sum()
-    with record(grad=False) as two:
+    with record(training=False) as two:
         b = (p.value**2).sum()
     propagate(one, one.output(a), Feedback(loss=plain(a)))
     propagate(two, two.output(b), Feedback(loss=plain(b)))

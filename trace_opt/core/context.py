@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trace_opt.core.reuse import Memo
     from trace_opt.core.strand import Frame
 
 FRAME: ContextVar[Frame | None] = ContextVar("trace_opt_frame", default=None)
@@ -35,18 +36,29 @@ class RolloutState:
     Attributes:
         values: The candidate's values by full parameter name; parameters not named keep their own value.
         seed: The rollout's seed, or None outside a seeded rollout.
-        grad: Whether tensor parameters are handed out requiring grad.
+        training: Whether it trains tensors: then those of `values` that require grad are handed out as they are. False
+            hands out none that does; None, by hand, makes each tensor parameter a leaf of the recording's own.
+        memo: What op calls gave in an earlier rollout on the same example, or None.
         calls: How often each sampled model call was made, so that the n-th identical one draws an answer of its own.
     """
 
-    __slots__ = ("_rng", "calls", "grad", "seed", "values")
+    __slots__ = ("_rng", "calls", "memo", "seed", "training", "values")
 
-    def __init__(self, values: Mapping[str, Any] | None = None, seed: int | None = None, *, grad: bool = True) -> None:
+    def __init__(
+        self, values: Mapping[str, Any] | None = None, seed: int | None = None, *, training: bool | None = None,
+        memo: Memo | None = None,
+    ) -> None:  # fmt: skip
         self.values: dict[str, Any] = dict(values or {})
         self.seed = seed
-        self.grad = grad
+        self.training = training
+        self.memo = memo
         self.calls: dict[str, int] = {}
         self._rng: random.Random | None = None
+
+    @property
+    def drew(self) -> bool:
+        """Whether anybody asked for `rng`."""
+        return self._rng is not None
 
     @property
     def rng(self) -> random.Random:
@@ -69,14 +81,17 @@ def rollout() -> RolloutState:
 
 
 @contextmanager
-def in_force(values: Mapping[str, Any] | None = None, seed: int | None = None) -> Generator[RolloutState]:
+def in_force(
+    values: Mapping[str, Any] | None = None, seed: int | None = None, *, training: bool | None = None
+) -> Generator[RolloutState]:
     """Run code unrecorded with a candidate's values in force, as a guide or a proposing optimizer does.
 
     Args:
         values: Values by full parameter name.
         seed: The seed that `rollout()` reports.
+        training: As in `RolloutState`.
     """
-    state = RolloutState(values, seed)
+    state = RolloutState(values, seed, training=training)
     state_token, frame_token = STATE.set(state), FRAME.set(None)
     try:
         yield state

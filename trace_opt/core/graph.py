@@ -43,7 +43,8 @@ class Graph:
         self.open = True
         self.strands: list[Strand] = []
         self.frame: Frame | None = None
-        self._grad = state.grad
+        self.memo = state.memo
+        self._training = state.training
         self._parameters: dict[Any, ParameterNode[Any]] = {}
         self._owners: dict[str, Any] = {}
         self._outputs: list[Node[Any]] = []
@@ -72,9 +73,9 @@ class Graph:
             self.note_fault(error)
             raise error
         value = self.values.get(name, parameter.initial)
-        if is_tensor(value) and value.is_floating_point():
+        if is_tensor(value) and value.is_floating_point() and not (self._training and value.requires_grad):
             # a leaf of this recording's own that shares memory: concurrent recordings have gradients of their own
-            value = value.detach().requires_grad_(self._grad)
+            value = value.detach().requires_grad_(self._training is None)
         made = ParameterNode(value, name, parameter.description, parameter)
         return self._parameters.setdefault(parameter, made)
 

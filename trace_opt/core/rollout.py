@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 if TYPE_CHECKING:
     from trace_opt.core.feedback import Feedback
     from trace_opt.core.graph import Graph
     from trace_opt.core.node import Node
     from trace_opt.core.propagate import Slice
+    from trace_opt.core.reuse import Memos
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,33 @@ class Rollout:
         return propagate(self.graph, self.node, self.feedback)
 
 
-Runner = Callable[[Mapping[str, Any], Sequence[Any]], Awaitable[list[Rollout]]]
+class Runner(Protocol):
+    """What lets an optimizer find out more while it proposes; the search provides it.
+
+    Attributes:
+        saved: What the last `checkpoint` of this very proposal kept, when a run was resumed; else None.
+    """
+
+    saved: Mapping[str, Any] | None
+
+    async def run(
+        self, points: Sequence[Mapping[str, Any]], examples: Sequence[Any], *, grad: bool, repeat: int,
+        memos: Memos | None,
+    ) -> list[list[Rollout]]:  # fmt: skip
+        """Rollouts of every point on all examples, in their order; arguments as in `Rollouts.run`."""
+        ...
+
+    def epoch(self, number: int) -> Iterable[Any]:
+        """All training examples once, in an order of that epoch."""
+        ...
+
+    def share(self, done: float) -> float | None:
+        """As `Rollouts.share`."""
+        ...
+
+    async def checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Commit a state to go on from."""
+        ...
 
 
 class Rollouts(Sequence[Rollout]):
@@ -85,18 +112,18 @@ class Rollouts(Sequence[Rollout]):
         items: Rollouts of the incumbent on a minibatch of training examples.
         train: All training examples, labels included, in the run's fixed order.
         seed: The seed of this proposal; an optimizer draws all its chance from it.
-        run: Runs values on examples, charged to the budget; None by hand.
+        runner: Runs values on examples, charged to the budget; None by hand.
     """
 
-    __slots__ = ("_items", "_run", "seed", "train")
+    __slots__ = ("_items", "_runner", "seed", "train")
 
     def __init__(
-        self, items: Sequence[Rollout] = (), *, train: Sequence[Any] = (), seed: int = 0, run: Runner | None = None
+        self, items: Sequence[Rollout] = (), *, train: Sequence[Any] = (), seed: int = 0, runner: Runner | None = None
     ) -> None:
         self._items = tuple(items)
-        self.train = tuple(train)
+        self.train = train
         self.seed = seed
-        self._run = run
+        self._runner = runner
 
     @overload
     def __getitem__(self, index: int) -> Rollout: ...
@@ -111,16 +138,70 @@ class Rollouts(Sequence[Rollout]):
     def __iter__(self) -> Iterator[Rollout]:
         return iter(self._items)
 
-    async def run(self, values: Mapping[str, Any], examples: Sequence[Any]) -> list[Rollout]:
+    @property
+    def by_hand(self) -> bool:
+        """Whether they were collected by `backward`, so that no more can be run."""
+        return self._runner is None
+
+    @property
+    def saved(self) -> Mapping[str, Any] | None:
+        """What the last `checkpoint` of this very proposal kept, when a run was resumed; else None."""
+        return None if self._runner is None else self._runner.saved
+
+    def share(self, done: float = 0.0) -> float | None:
+        """The share of the budget spent in trials, rollouts, calls, tokens or USD, in [0, 1]; None without such a limit.
+
+        Args:
+            done: How much of this proposal is done, in [0, 1].
+        """
+        return None if self._runner is None else self._runner.share(done)
+
+    def epoch(self, number: int) -> Iterable[Any]:
+        """All training examples once, in an order that the run's seed and the epoch's number decide.
+
+        The batches of a DataLoader are examples; they are drawn from it as they are asked for.
+        """
+        return self._needed().epoch(number)
+
+    async def run(
+        self, values: Mapping[str, Any], examples: Sequence[Any], *, grad: bool = False, repeat: int = 0,
+        memos: Memos | None = None,
+    ) -> list[Rollout]:  # fmt: skip
         """Run the workflow with `values` on `examples`, charged to the budget.
 
         Args:
             values: Values by full parameter name; the others are the incumbent's.
-            examples: Items of `train`.
+            examples: Items of `train`, or what `epoch` gave.
+            repeat: Goes into the seed of each rollout: the same number draws the same chance again.
+            memos: What op calls gave in earlier rollouts of this proposal; those that depend on nothing that moves are
+                not run again.
+            grad: Whether these are training rollouts: tensors in `values` that require grad are then handed to the
+                workflow as they are, so that `feedback.loss` leads back to them. Otherwise all are detached.
+
+        Returns:
+            Rollouts with graphs, in the order of the examples; failed ones have an `error`.
 
         Raises:
             BudgetError: the budget cannot pay for them.
         """
-        if self._run is None:
+        return (await self.run_all([values], examples, grad=grad, repeat=repeat, memos=memos))[0]
+
+    async def run_all(
+        self, points: Sequence[Mapping[str, Any]], examples: Sequence[Any], *, grad: bool = False, repeat: int = 0,
+        memos: Memos | None = None,
+    ) -> list[list[Rollout]]:  # fmt: skip
+        """`run` for several points at once, all of them through the executor together."""
+        return await self._needed().run(points, examples, grad=grad, repeat=repeat, memos=memos)
+
+    async def checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Commit where a long proposal stands, so that a resumed run goes on from there by `saved`.
+
+        Args:
+            state: JSON-able, tensors allowed.
+        """
+        await self._needed().checkpoint(state)
+
+    def _needed(self) -> Runner:
+        if self._runner is None:
             raise NotImplementedError("these rollouts were collected by hand; an optimizer cannot run more of them")
-        return await self._run(values, examples)
+        return self._runner

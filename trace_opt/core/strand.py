@@ -84,6 +84,7 @@ class Frame:
         log: What the body that is running read and called.
         last: The latest decision.
         main: Of a line that was made where no event loop ran, the main task of the loop that it waits for.
+        memo: What op calls gave in an earlier rollout on the same example, or None.
         pending: Frames started from here with decisions not yet taken up.
         origin: The latest decision of the frame it was forked from, at that time.
         borrowed: Plain copies handed to a body in place of containers that hold results, with what they held.
@@ -91,7 +92,7 @@ class Frame:
     """
 
     __slots__ = (
-        "add", "borrowed", "graph", "inside", "last", "log", "main", "origin", "parent", "pending", "scope", "strand", "task",
+        "add", "borrowed", "graph", "inside", "last", "log", "main", "memo", "origin", "parent", "pending", "scope", "strand", "task",
         "thread",
     )  # fmt: skip
 
@@ -117,6 +118,7 @@ class Frame:
         self.scope: str | None = None
         self.log: list[Node[Any]] = [] if log is None else log
         self.inside = strand is None
+        self.memo = graph.memo
         self.strand = strand
         if strand is not None:
             self.add = strand.nodes.append

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import copy_context
-from typing import Any, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from trace_opt.core import arguments
 from trace_opt.core.calls import DEFAULT_MAX_ITEMS
@@ -22,6 +22,9 @@ from trace_opt.core.result import Result
 from trace_opt.core.strand import NO_TRACE, Frame, Strand, blames_candidate, failure_of, here
 from trace_opt.core.wrapper import Wrapper
 from trace_opt.errors import OpError, TraceError
+
+if TYPE_CHECKING:
+    from trace_opt.core.reuse import Memo
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -73,7 +76,9 @@ class record:  # noqa: N801 # reads as a verb: `with record() as graph`
     Args:
         values: A candidate's values by full parameter name; others keep their own.
         seed: The rollout's seed, for `rollout().seed` and `.rng`.
-        grad: Whether tensor parameters are handed out requiring grad.
+        training: By hand, None: tensor parameters are handed out requiring grad. True, in a search's training rollouts:
+            those of `values` that require grad are handed out as they are. False: none is.
+        memo: What op calls gave in an earlier rollout on the same example, to be reused.
 
     Entering gives the `Graph`. Recordings are independent of each other, nested ones too.
 
@@ -83,14 +88,16 @@ class record:  # noqa: N801 # reads as a verb: `with record() as graph`
             candidate is to blame for.
     """
 
-    def __init__(self, values: dict[str, Any] | None = None, seed: int | None = None, *, grad: bool = True) -> None:
-        self._values = values
-        self._seed = seed
-        self._grad = grad
+    def __init__(
+        self, values: dict[str, Any] | None = None, seed: int | None = None, *, training: bool | None = None,
+        memo: Memo | None = None,
+    ) -> None:  # fmt: skip
+        self._given = values, seed, training, memo
 
     def __enter__(self) -> Graph:
         Process.unwraps = True
-        state = RolloutState(self._values, self._seed, grad=self._grad)
+        values, seed, training, memo = self._given
+        state = RolloutState(values, seed, training=training, memo=memo)
         self._graph = graph = Graph(state)
         self._frame = Frame(graph, strand=Strand())
         graph.frame = self._frame

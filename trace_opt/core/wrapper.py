@@ -16,7 +16,7 @@ from threading import get_ident
 from time import perf_counter
 from typing import Any
 
-from trace_opt.core import arguments, calls
+from trace_opt.core import arguments, calls, reuse
 from trace_opt.core.context import FRAME, Process
 from trace_opt.core.node import ATOMIC, Node, Op, class_of, is_a
 from trace_opt.core.parameter import Parameter
@@ -88,7 +88,7 @@ class Wrapper:
             "_t_check": arguments.check_borrowed, "_t_clock": perf_counter, "_t_node": Node, "_t_wrap": wrap,
             "_t_stand_in": STAND_INS.get, "_t_plain": PLAIN_STAND_INS, "_t_new": object.__new__, "_t_acall": calls.acall, "_t_stream": calls.stream,
             "_t_inline": _inline, "_t_max_items": self.max_items, "_t_scoped": calls.scoped,
-            "_t_blank": Blank, "_t_parameter": Parameter,
+            "_t_reused": reuse.reused, "_t_areused": reuse.areused, "_t_blank": Blank, "_t_parameter": Parameter,
             **defaults,
         }  # fmt: skip
 
@@ -129,6 +129,10 @@ class Wrapper:
         names = {name: f"_t_v[{i}]" for i, name in enumerate(self.taken)}
         return f"lambda _t_v: _t_fn({self._call(names)})"
 
+    def _owner(self) -> str:
+        """What a method is called on, which is no argument of its op."""
+        return self.parameters[0].name if self.is_method else "None"
+
     def _outside(self, returned: str) -> list[str]:
         unwrap = [f"            if type({name}) not in _t_atomic: {name} = _t_bare({name})" for name in self.taken]
         check = ["        if _t_process.unwraps:", *unwrap] if unwrap else []
@@ -155,6 +159,7 @@ class Wrapper:
         lines = [
             *self._outside(f"_t_fn({self._call()})"),
             f"    if _t_f.inside: return _t_nested(_t_f, _t_op, {self._given()}, {self._invoke()})",
+            f"    if _t_f.memo is not None: return _t_reused(_t_f, _t_op, {self._given()}, {self._invoke()}, {self._owner()})",
             "    _t_g = _t_f.graph",
             *takes,
             "    _t_f.inside = True",
@@ -191,6 +196,8 @@ class Wrapper:
     def _async_body(self) -> str:
         lines = [
             *self._outside(f"await _t_fn({self._call()})"),
+            "    if _t_f.memo is not None and not _t_f.inside:",
+            f"        return await _t_areused(_t_f, _t_op, {self._given()}, {self._invoke()}, {self._owner()})",
             f"    return await _t_acall(_t_f, _t_op, {self._given()}, {self._invoke()})",
         ]
         return "\n".join(lines) + "\n"

@@ -35,11 +35,13 @@ class Proposal:
         values: Values by full parameter name, each allowed by its parameter; empty where there is nothing to try.
         reason: Why, in words.
         notes: What else is worth keeping, JSON-able (problems in a reply, tries, the model asked).
+        phase: Whether it is where many steps of training ended: the search keeps it unless the test finds it worse.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict[str, Any])
     reason: str = ""
     notes: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    phase: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,7 @@ class Optimizer(ABC):
         """Take the run's model, where this optimizer needs one and was made without."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What it has learned, JSON-able; enough to go on bit-identically."""
+        """What it has learned, JSON-able but for tensors; enough to go on bit-identically."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 # most have no state

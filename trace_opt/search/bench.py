@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
 
 from trace_opt.core.binding import bind
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from trace_opt.core.parameter import Parameter
+    from trace_opt.core.reuse import Memos
     from trace_opt.search.budget import Account, Ledger
     from trace_opt.search.executors import Executor
     from trace_opt.store.writer import Writer
@@ -38,6 +40,9 @@ LONG_S = 0.05
 """A rollout that took this long is committed at once, as one that paid is."""
 
 _MOST_KEPT = 64
+_UNLISTED = -1
+_INLINE_S = 0.02
+_YIELD_S = 0.05
 _TELL_S = 0.25
 
 
@@ -100,6 +105,9 @@ class Bench:
         self._keep_graphs = keep_graphs
         self._keep_all = data.shared and len(data.train) <= _MOST_KEPT
         self._finished = 0
+        self._numbers = {id(data.examples[n]): n for n in data.train}
+        self._quick_s = math.inf  # what the slowest of the last unsaved rollouts took
+        self._yielded = 0.0
         self._warned = False
 
     @property
@@ -150,39 +158,72 @@ class Bench:
                     todo[candidate.id, number] = candidate, self._job(candidate, number, keep=True)
         await self._run(list(todo.values()), phase)
 
-    async def unsaved(self, values: dict[str, Any], examples: Sequence[Any]) -> tuple[list[Rollout], list[Account]]:
-        """Run values that are no candidate, for an optimizer that wants to know; charged, but not kept.
+    def free_jobs(
+        self, points: Sequence[dict[str, Any]], examples: Sequence[Any], *, training: bool, repeat: int,
+        memos: Memos | None,
+    ) -> list[Job]:  # fmt: skip
+        """Jobs of values that are no candidate, point by point.
 
         Args:
-            values: By full parameter name.
-            examples: Training examples.
-
-        Returns:
-            The rollouts, and what they cost, to be booked with the proposal.
+            points: Values by full parameter name.
+            examples: Training examples, or batches of a DataLoader.
+            training: Whether tensors that require grad are handed out as they are.
+            repeat: Goes into the seeds.
+            memos: What op calls gave before, or None.
         """
-        numbers = [self._number_of(example) for example in examples]
-        jobs = [self._job_of(-1, values, n, keep=True) for n in numbers]
-        self.ledger.take_rollouts(len(jobs))
-        accounts: list[Account] = []
+        jobs: list[Job] = []
+        places: dict[Any, int] = {}
+        for values in points:
+            for example in examples:
+                number = self._numbers.get(id(example), _UNLISTED)
+                if number == _UNLISTED:
+                    number = self._number_of(example)
+                job = self._free_job(values, number, example, repeat)
+                job.training = training
+                if memos is not None and number != _UNLISTED:
+                    place = places[number] = places.get(number, -1) + 1
+                    job.memo = memos.of(number, place, (*job.bound[0], *job.bound[1].values()))
+                jobs.append(job)
+        return jobs
 
-        def work(job: Job) -> Rollout:
-            rollout, account = self._roller.run(job)
-            accounts.append(account)
-            return rollout
-
-        async def awork(job: Job) -> Rollout:
-            rollout, account = await self._roller.arun(job)
-            accounts.append(account)
-            return rollout
-
-        return await self._executor.run(jobs, awork if self._roller.is_async else work), accounts
+    def _free_job(self, values: dict[str, Any], number: int, example: Any, repeat: int) -> Job:
+        if number == _UNLISTED:  # a batch just drawn: nothing is known of it from before
+            bound, seed = bind(self._roller.workflow, example), rollout_seed(self.seed, "batch", repeat)
+            return Job(-1, values, number, example, bound=bound, seed=seed, name=self.data.name, keep=True)
+        job = self._job_of(-1, values, number, keep=True)
+        if repeat:
+            job.seed = rollout_seed(self.seed, self.data.keys[number], repeat)
+        return job
 
     def _number_of(self, example: Any) -> int:
-        for number in self.data.train:
-            if self.data.examples[number] is example:
-                return number
+        """The number of a training example that is another object than the one listed, by its content."""
+        if self.data.loader is not None:
+            return _UNLISTED
         key = content_hash(example)
-        return next((n for n in self.data.train if self.data.keys[n] == key), self.data.train[0])
+        return next((n for n in self.data.train if self.data.keys[n] == key), _UNLISTED)
+
+    async def unsaved(self, jobs: Sequence[Job], accounts: list[Account]) -> list[Rollout]:
+        """Run jobs for an optimizer that wants to know; charged, but not kept.
+
+        Args:
+            jobs: From `free_jobs`.
+            accounts: Takes what they cost, to be booked with the proposal.
+
+        Raises:
+            BudgetError: the budget does not cover all of them.
+        """
+        self.ledger.take_unsaved(len(jobs))
+        if self._quick_s * len(jobs) < _INLINE_S and not self._roller.is_async:
+            # handing work to a thread takes longer than such work itself
+            found = [self._roller.run(job) for job in jobs]
+            if perf_counter() - self._yielded > _YIELD_S:
+                self._yielded = perf_counter()
+                await asyncio.sleep(0)
+        else:
+            found = await self._executor.run(jobs, self._roller.arun if self._roller.is_async else self._roller.run)
+        self._quick_s = max(rollout.seconds for rollout, _ in found) if found else self._quick_s
+        accounts += [account for _, account in found if account.spend]
+        return [rollout for rollout, _ in found]
 
     # -- running -----------------------------------------------------------------------------------------------------
 

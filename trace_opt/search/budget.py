@@ -141,6 +141,11 @@ class Account:
         if token is not None:
             self.flights[token.number] = actual
 
+    def clear(self) -> None:
+        """Begin anew: what it spent so far is booked."""
+        self.spend.clear()
+        self.flights.clear()
+
     @property
     def cost(self) -> Cost:
         """All of it."""
@@ -156,6 +161,9 @@ class Ledger:
         rollouts, trials, seconds: The same of these.
         flights: The greatest number a call was given so far.
         journal: Who is told of calls before they are sent.
+
+    Attributes:
+        unsaved: Rollouts among those taken that no row of the store tells of.
     """
 
     def __init__(
@@ -166,6 +174,7 @@ class Ledger:
         self.spent: dict[str, Cost] = dict(spent or {})
         self.rollouts = rollouts
         self.trials = trials
+        self.unsaved = 0
         self.on_first: Callable[[Cost], None] | None = None
         self._journal = journal
         self._began = time.monotonic() - seconds
@@ -286,6 +295,33 @@ class Ledger:
             if limit is not None and self.rollouts + self._held_rollouts + count > limit:
                 raise BudgetError(self._refusal("rollouts", str(self.rollouts), str(count)))
             self.rollouts += count
+
+    def take_unsaved(self, count: int) -> None:
+        """Pay for rollouts that no row of the store will tell of.
+
+        Raises:
+            BudgetError: as `take_rollouts`.
+        """
+        self.take_rollouts(count)
+        with self._lock:
+            self.unsaved += count
+
+    def share(self, done: float = 0.0) -> float | None:
+        """The largest share spent of a limit on trials, rollouts, calls, tokens or USD, in [0, 1]; None where none is set.
+
+        What is held back for the test does not count. Time is left out, so that a run repeats.
+
+        Args:
+            done: How much of the trial under way is done, in [0, 1].
+        """
+        budget, total, held = self.budget, self.total, self._held
+        limits = (
+            (self.trials + done, 0, budget.trials), (self.rollouts, self._held_rollouts, budget.rollouts),
+            (total.calls, held.calls, budget.calls), (total.tokens, held.tokens, budget.tokens),
+            (total.usd or 0.0, held.usd or 0.0, budget.usd),
+        )  # fmt: skip
+        shares = [spent / max(limit - kept, 1e-12) for spent, kept, limit in limits if limit is not None]
+        return min(1.0, max(shares)) if shares else None
 
     def give_rollouts(self, count: int) -> None:
         """Take back rollouts that were paid for and never run."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from trace_opt.errors import ProblemError
 from trace_opt.optim.base import Proposal
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from trace_opt.search.session import Session
 
 _MOST_RACED = 1000
+
+WORSE = 0.05
+"""The p-value at which a phase is found worse than the incumbent."""
 
 
 class Search(Protocol):
@@ -33,6 +36,11 @@ class Search(Protocol):
     @property
     def minibatch(self) -> int:
         """Training rollouts that a proposal is made from."""
+        ...
+
+    @property
+    def tests(self) -> bool:
+        """Whether candidates are run on the validation examples; else every proposal is built on."""
         ...
 
     def boundaries(self, total: int) -> list[int]:
@@ -60,6 +68,8 @@ class Greedy:
         width: Proposals asked for and tried at once, each against the same incumbent.
         minibatch: Training rollouts that a proposal is made from.
         stages: After how many validation examples a candidate may be dropped; None is all of them.
+        gate: What a proposal must show: "mean", a higher mean than the incumbent's; a phase is kept unless it is found
+            worse. None tests nothing and builds on every proposal, as an ordinary training loop does.
 
     Raises:
         ProblemError: a number is below 1, or the stages do not rise.
@@ -68,6 +78,7 @@ class Greedy:
     width: int = 1
     minibatch: int = 8
     stages: tuple[int | None, ...] = (24, 96, None)
+    gate: Literal["mean"] | None = "mean"
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.minibatch < 1:
@@ -78,8 +89,15 @@ class Greedy:
                 f"the stages {self.stages!r} do not rise; give numbers of examples, as in (24, 96, None)"
             )
 
+    @property
+    def tests(self) -> bool:
+        """Whether there is a gate."""
+        return self.gate is not None
+
     def boundaries(self, total: int) -> list[int]:
-        """The stages for this many validation examples."""
+        """The stages for this many validation examples; one example without a gate, to see what the workflow reads."""
+        if self.gate is None:
+            return [1]
         return sorted({min(total, s) for s in self.stages if s is not None} | {total})
 
     async def run(self, session: Session, raced: Mapping[str, Sequence[Any]]) -> str:
@@ -94,10 +112,16 @@ class Greedy:
 
     async def _judge(self, session: Session, attempts: Sequence[Attempt]) -> None:
         """Give every attempt a verdict."""
-        alive = [attempt for attempt in attempts if attempt.is_new]
+        fresh = [attempt for attempt in attempts if attempt.is_new]
         for attempt in attempts:
-            if attempt not in alive:
+            if attempt not in fresh:
                 self._repeat(session, attempt)
+        if self.gate is None:
+            for attempt in fresh:
+                session.accept(attempt, "accepted: not tested")
+            return
+        await self._judge_phases(session, [attempt for attempt in fresh if attempt.proposal.phase])
+        alive = [attempt for attempt in fresh if not attempt.proposal.phase]
         for stop in self.boundaries(len(session.order)):
             numbers = session.order[:stop]
             await session.bench.score([(c, numbers) for a in alive if (c := a.candidate) is not None], "trials")
@@ -106,6 +130,18 @@ class Greedy:
             # one accepted before it in this step may have moved the incumbent
             if self._above(session, attempt, session.order):
                 session.accept(attempt, f"accepted: above the incumbent on all {len(session.order)} examples")
+
+    @staticmethod
+    async def _judge_phases(session: Session, attempts: Sequence[Attempt]) -> None:
+        """Keep what training ended at, unless it is found worse on all validation examples."""
+        numbers = session.order
+        await session.bench.score([(c, numbers) for a in attempts if (c := a.candidate) is not None], "trials")
+        for attempt in attempts:
+            pairs = session.compare(attempt, numbers)
+            if pairs.mean < 0 and statistics.p_value(pairs) <= WORSE:
+                attempt.verdict = f"dropped: worse than the incumbent on {len(numbers)} examples"
+            else:
+                session.accept(attempt, f"accepted: not found worse on {len(numbers)} examples")
 
     @staticmethod
     def _above(session: Session, attempt: Attempt, numbers: Sequence[int]) -> bool:

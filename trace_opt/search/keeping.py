@@ -58,10 +58,32 @@ class Keeper:
         if attempt is not None:
             self.attempt(attempt)
         # beside the proposal: a resumed run does not ask for it again
-        place = self._optimizers.index(optimizer)
-        self._writer.state(f"optimizer {place}", optimizer.state_dict())
+        self._state(self._optimizers.index(optimizer))
         if now or sum((account.cost for account in accounts), Cost()).calls:
             self._writer.commit()
+
+    def checkpoint(self, part: str, state: Mapping[str, Any] | None, accounts: Sequence[Account]) -> None:
+        """Keep where a proposal under way stands, with what it cost so far, and commit; None forgets it.
+
+        Args:
+            part: Names the proposal.
+            state: JSON-able, tensors allowed.
+            accounts: What paid for it since the last time.
+        """
+        if self._writer is None:
+            return
+        for account in accounts:
+            self._writer.spend(account.spend, account.flights)
+        self._writer.state(part, encode(state))
+        self._writer.state("unsaved", self._bench.ledger.unsaved)
+        if state is not None:
+            self._writer.commit()
+
+    def _state(self, place: int) -> None:
+        """Keep an optimizer's state, with the next commit."""
+        if self._writer is not None:
+            self._writer.state(f"optimizer {place}", encode(self._optimizers[place].state_dict()))
+            self._writer.state("unsaved", self._bench.ledger.unsaved)
 
     def attempt(self, attempt: Attempt) -> None:
         """Keep an attempt as it stands, its candidate too, with the next commit."""
@@ -75,7 +97,7 @@ class Keeper:
         proposal = attempt.proposal
         data = {
             "changed": {name: dump_value(self._parameters[name], value) for name, value in proposal.values.items()},
-            "reason": proposal.reason, "notes": encode(dict(proposal.notes)), "by": by,
+            "reason": proposal.reason, "notes": encode(dict(proposal.notes)), "by": by, "phase": proposal.phase,
         }  # fmt: skip
         row = TrialRow(
             attempt.number, attempt.step, attempt.slot, attempt.optimizer, attempt.base.id,
@@ -105,7 +127,7 @@ class Keeper:
         if self._writer is None:
             return
         for place in self._changed:
-            self._writer.state(f"optimizer {place}", self._optimizers[place].state_dict())
+            self._state(place)
         self._changed.clear()
         self._writer.state("search", state)
         self._writer.set(best=incumbent.id)
@@ -117,7 +139,7 @@ class Keeper:
         """Give optimizers back what they had learned."""
         for place, optimizer in enumerate(self._optimizers):
             if f"optimizer {place}" in states:
-                optimizer.load_state_dict(states[f"optimizer {place}"])
+                optimizer.load_state_dict(decode(states[f"optimizer {place}"]))
 
     def restored_candidate(self, row: Mapping[str, Any], scores: Mapping[int, Score]) -> Candidate:
         """A candidate from its row."""
@@ -134,7 +156,7 @@ class Keeper:
         by: int | None = data["by"]
         return Attempt(
             row["number"], row["step"], row["slot"], None if by is None else self._optimizers[by], row["optimizer"],
-            candidates[row["base"]], Proposal(changed, data["reason"], decode(data["notes"])),
+            candidates[row["base"]], Proposal(changed, data["reason"], decode(data["notes"]), phase=data["phase"]),
             None if row["candidate"] is None else candidates[row["candidate"]], row["before"], row["after"], row["n"],
             bool(row["accepted"]), row["verdict"],
         )  # fmt: skip

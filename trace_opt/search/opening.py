@@ -69,9 +69,10 @@ class Opening:
         spent = {} if saved is None else dict(saved.spend)
         self.ledger = Ledger(
             settings.budget, spent=spent, journal=self.writer,
-            rollouts=0 if saved is None else len(saved.rollouts), trials=0 if saved is None else _decided(saved),
+            rollouts=0 if saved is None else len(saved.rollouts) + _unsaved(saved), trials=0 if saved is None else _decided(saved),
             seconds=0.0 if saved is None else saved.seconds, flights=0 if saved is None else saved.flights,
         )  # fmt: skip
+        self.ledger.unsaved = 0 if saved is None else _unsaved(saved)
         roller = Roller(settings.workflow, settings.guide, self.ledger, self._executor)
         self.bench = Bench(
             roller, self._executor, settings.data, seed=settings.seed, ledger=self.ledger, writer=self.writer,
@@ -181,6 +182,7 @@ class Opening:
         session = Session(
             self.bench, parameters=parameters, optimizers=self._optimizers, owned=self._owned, start=start,
             minibatch=self.settings.search.minibatch, goals=self.settings.goals, writer=self.writer,
+            tests=self.settings.search.tests,
         )  # fmt: skip
         if saved is not None:
             session.restore(saved, scores)
@@ -198,7 +200,8 @@ class Opening:
             # alone, so that a mistake shows before many calls are paid for
             await bench.score([(start, bench.order[:1])], "start")
             self._known(declared)
-        await bench.score([(start, bench.order)], "start")
+        if self.settings.search.tests:
+            await bench.score([(start, bench.order)], "start")
         bench.watch(on=False)
         return self._known(declared)
 
@@ -288,6 +291,11 @@ class Opening:
     def _graph_of(self, candidate: int, example: int) -> Callable[[], str | None]:
         store, run = self.settings.store, "" if self._saved is None else self._saved.id
         return lambda: None if store is None else store.graph(run, candidate, example)
+
+
+def _unsaved(saved: Saved) -> int:
+    """How many rollouts were paid for that no row tells of."""
+    return int(saved.states.get("unsaved", 0))
 
 
 def _decided(saved: Saved) -> int:

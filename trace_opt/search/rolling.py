@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
@@ -23,6 +24,7 @@ from trace_opt.llm.meter import charging
 if TYPE_CHECKING:
     from trace_opt.core.graph import Graph
     from trace_opt.core.node import Failure, Node
+    from trace_opt.core.reuse import Memo
     from trace_opt.search.budget import Account, Ledger
     from trace_opt.search.executors import LocalExecutor
 
@@ -42,9 +44,11 @@ class Job:
         bound: Positional and keyword arguments that it becomes.
         seed: The rollout's seed.
         keep: Whether the graph is wanted.
+        training: Whether tensors among the values that require grad are handed out as they are.
+        memo: What op calls on the example gave before, or None.
     """
 
-    __slots__ = ("_name", "bound", "candidate", "example", "keep", "number", "seed", "values")
+    __slots__ = ("_name", "bound", "candidate", "example", "keep", "memo", "number", "seed", "training", "values")
 
     def __init__(
         self, candidate: int, values: dict[str, Any], number: int, example: Any, *, bound: Bound, seed: int,
@@ -57,6 +61,8 @@ class Job:
         self.bound = bound
         self.seed = seed
         self.keep = keep
+        self.training = False
+        self.memo: Memo | None = None
         self._name = name
 
     @property
@@ -93,7 +99,7 @@ class Roller:
         args, keywords = job.bound
         with charging(account):
             try:
-                with record(job.values, job.seed, grad=False) as graph:
+                with record(job.values, job.seed, training=job.training, memo=job.memo) as graph:
                     output = self.workflow(*args, **keywords)
                     if _awaits(output):
                         output = asyncio.run(_awaited(output))
@@ -113,7 +119,7 @@ class Roller:
         args, keywords = job.bound
         with charging(account):
             try:
-                with record(job.values, job.seed, grad=False) as graph:
+                with record(job.values, job.seed, training=job.training, memo=job.memo) as graph:
                     output = await self.workflow(*args, **keywords)
                     node = graph.output(output) if job.keep else None
             except OpError as error:
@@ -138,22 +144,31 @@ class Roller:
         """
         account.role = "guide"
         try:
-            with in_force(job.values, job.seed):
+            with in_force(job.values, job.seed, training=job.training):
                 said: Any = self.guide(output, job.example)
                 if _awaits(said):
                     said = asyncio.run(_awaited(said))
-            feedback = Feedback.of(said)
+            feedback = scored(Feedback.of(said)) if not job.training else Feedback.of(said)
         except FeedbackError as error:
             raise FeedbackError(f"{error} (from the guide, on {job.name})") from error
         except Exception as error:
             error.add_note(f"raised by the guide on {job.name}")
             raise
-        if feedback.value is None:
+        if feedback.value is None and not (job.training and feedback.loss is not None):
             raise FeedbackError(
                 f"the guide returned {said!r:.60} on {job.name}, which holds no score; return a number (greater is "
                 "better), or a Feedback with a score"
             )
         return feedback
+
+
+def scored(feedback: Feedback) -> Feedback:
+    """Feedback with a score: where it holds only a loss, that is what is bad, so its negative is the score."""
+    loss = feedback.loss
+    if feedback.score is not None or loss is None:
+        return feedback
+    score = {name: -float(part) for name, part in loss.items()} if isinstance(loss, dict) else -float(loss)
+    return replace(feedback, score=score)
 
 
 def _awaits(value: Any) -> bool:

@@ -23,6 +23,7 @@ from trace_opt.search import statistics
 from trace_opt.search.bench import LONG_S, Bench
 from trace_opt.search.candidate import Attempt, Candidate, Score, record_of
 from trace_opt.search.keeping import Keeper
+from trace_opt.search.more import More
 from trace_opt.search.options import Event
 from trace_opt.search.splits import rollout_seed
 from trace_opt.search.statistics import Paired
@@ -68,6 +69,7 @@ class Session:
         minibatch: Training rollouts that a proposal is made from.
         goals: When to stop, whom to tell.
         writer: Who keeps, or None.
+        tests: Whether candidates are run on the validation examples; the last one built on counts as the best else.
 
     Attributes:
         keeper: Writes and reads what is kept.
@@ -80,6 +82,7 @@ class Session:
     def __init__(
         self, bench: Bench, *, parameters: Mapping[str, Parameter[Any]], optimizers: Sequence[Optimizer],
         owned: Mapping[str, int], start: Candidate, minibatch: int, goals: Goals, writer: Writer | None = None,
+        tests: bool = True,
     ) -> None:  # fmt: skip
         self.bench = bench
         self.parameters = dict(parameters)
@@ -92,6 +95,8 @@ class Session:
         self.step = -1
         self._by_key = {start.key: start}
         self._minibatch = minibatch
+        self._tests = tests
+        self._saved: Mapping[str, Any] = {}
         self._goals = goals
         self.keeper = Keeper(bench, self.parameters, self.optimizers, writer)
         self._train = tuple(bench.data.examples[n] for n in bench.data.train)
@@ -126,6 +131,8 @@ class Session:
 
     def best(self) -> Candidate:
         """The candidate of the greatest shrunken mean among those tried on all validation examples."""
+        if not self._tests:
+            return self.incumbent
         whole = [c for c in self.candidates.values() if c.accepted and all(n in c.scores for n in self.order)]
         shrunk = statistics.shrunken([self.mean_of(c) for c in whole], [len(self.order)] * len(whole))
         top = max(shrunk)
@@ -208,14 +215,16 @@ class Session:
             await self.bench.rollouts([(base, numbers)], "minibatch")
             items = [base.kept[n] for n in numbers]
         account = self.bench.ledger.account("optimizer", f"proposal {number} by {name}")
-        accounts = [account]
-
-        async def run(values: Mapping[str, Any], examples: Sequence[Any]) -> list[Rollout]:
-            rollouts, spent = await self.bench.unsaved({**base.values, **values}, examples)
-            accounts.extend(spent)
-            return rollouts
-
-        rollouts = Rollouts(items, train=self._train, seed=seed, run=run)
+        place = self._turn_of.index(self.optimizers.index(optimizer))
+        more = More(
+            self.bench,
+            self.keeper,
+            base.values,
+            account,
+            part := f"proposal {step}/{slot}/{place}",
+            self._saved.get(part),
+        )
+        rollouts = Rollouts(items, train=self._train, seed=seed, runner=more)
         mine = [p for p in self.parameters.values() if self._owner(p) is optimizer]
         began = time.monotonic()
         verdict = ""
@@ -226,9 +235,9 @@ class Session:
         except (ReplyError, LLMError) as error:
             proposal, verdict = Proposal(reason=str(error)), self._failure(error)
         attempt = self._attempt(optimizer, base, proposal, number, step, slot, verdict)
-        self.keeper.book(attempt, optimizer, accounts, now=time.monotonic() - began >= LONG_S)
-        for spent in accounts:
-            self.bench.ledger.land(spent)
+        more.forget()
+        self.keeper.book(attempt, optimizer, more.accounts, now=time.monotonic() - began >= LONG_S)
+        more.land()
         return attempt
 
     def _owner(self, parameter: Parameter[Any]) -> Optimizer | None:
@@ -362,6 +371,7 @@ class Session:
             scores: By candidate, then example.
         """
         search = saved.states.get("search")
+        self._saved = {part: decode(state) for part, state in saved.states.items() if part.startswith("proposal ")}
         self._left = scores
         for row in saved.candidates:
             # a race that was cut short makes its candidates again, the same

@@ -8,13 +8,17 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 from trace_opt.core.codec import canonical
 from trace_opt.errors import ProblemError
+
+_FIRST = 8  # batches of a DataLoader that stand for the training examples where some are needed
 
 FEWEST = 20
 """With fewer examples nothing is split off: the parts would say nothing."""
@@ -31,6 +35,7 @@ class Data:
         keys: A hash of each one's content, the same in every process.
         train, val, test: Numbers.
         notes: What a reader of the report must know about them.
+        loader: The DataLoader that training batches are drawn from; `train` holds the first few of them. Or None.
     """
 
     examples: tuple[Any, ...]
@@ -39,6 +44,13 @@ class Data:
     val: range
     test: range
     notes: tuple[str, ...] = ()
+    loader: Any = None
+
+    def epoch(self, seed: int, number: int) -> Iterable[Any]:
+        """All training examples once, in an order that seed and number decide; of a DataLoader its batches."""
+        if self.loader is not None:
+            return batches(self.loader, f"{seed}/{number}")
+        return [self.examples[self.train[n]] for n in _epoch(len(self.train), seed, "phase", number)]
 
     @property
     def shared(self) -> bool:
@@ -81,7 +93,7 @@ class Data:
 
 
 @lru_cache(maxsize=64)
-def _epoch(count: int, seed: int, slot: int, epoch: int) -> tuple[int, ...]:
+def _epoch(count: int, seed: int, slot: int | str, epoch: int) -> tuple[int, ...]:
     numbers = list(range(count))
     random.Random(f"epoch/{seed}/{slot}/{epoch}").shuffle(numbers)  # noqa: S311 # an order, not a secret
     return tuple(numbers)
@@ -98,7 +110,10 @@ def split(train: Sequence[Any], val: Sequence[Any] | None, test: Sequence[Any] |
     Raises:
         ProblemError: a part is empty or is no sequence.
     """
-    parts = {"train": _listed("train", train)}
+    loader = train if is_loader(train) else None
+    parts = {"train": _listed("train", train if loader is None else islice(batches(loader, f"{seed}/0"), _FIRST))}
+    if loader is not None and val is None:
+        val = parts["train"]
     given = {name: _listed(name, part) for name, part in (("val", val), ("test", test)) if part is not None}
     notes: list[str] = []
     if not given or (val is None and len(parts["train"]) >= FEWEST):
@@ -114,7 +129,9 @@ def split(train: Sequence[Any], val: Sequence[Any] | None, test: Sequence[Any] |
     rows = [*parts["train"], *([] if shared else parts["val"]), *parts.get("test", ())]
     t, v = len(parts["train"]), 0 if shared else len(parts["val"])
     val_numbers = range(t) if shared else range(t, t + v)
-    data = Data(tuple(rows), tuple(_contents(rows)), range(t), val_numbers, range(t + v, len(rows)))
+    data = Data(
+        tuple(rows), tuple(_contents(rows)), range(t), val_numbers, range(t + v, len(rows)), loader=loader
+    )  # fmt: skip
     if not data.test:
         notes.append("there is no test set, so nothing is claimed")
     known = {data.keys[n] for n in (*data.train, *data.val)}
@@ -124,6 +141,31 @@ def split(train: Sequence[Any], val: Sequence[Any] | None, test: Sequence[Any] |
             f"{leaked} of {len(data.test)} test examples stand in train or val as well, which flatters the result"
         )
     return replace(data, notes=tuple(notes))
+
+
+def is_loader(train: Any) -> bool:
+    """Whether examples come from a torch DataLoader."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(train, torch.utils.data.DataLoader)
+
+
+def batches(loader: Any, seed: str) -> Iterator[Any]:
+    """The batches of one epoch of a DataLoader, in an order that the seed decides."""
+    import torch
+
+    generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:7], "big"))
+    holders = [h for h in (loader, loader.sampler, loader.batch_sampler) if hasattr(h, "generator")]
+    before = [holder.generator for holder in holders]
+    for holder in holders:
+        holder.generator = generator
+    try:
+        drawn: Iterator[Any] = iter(loader)
+        first: list[Any] = list(islice(drawn, 1))  # the order is drawn with the first batch
+    finally:
+        for holder, own in zip(holders, before, strict=True):
+            holder.generator = own
+    yield from first
+    yield from drawn
 
 
 def _listed(name: str, part: Any) -> list[Any]:

@@ -143,6 +143,11 @@ def sign_flips(differences: Sequence[float]) -> float:
     return count / (_RESAMPLES + 1)
 
 
+def p_value(pairs: Paired) -> float:
+    """How likely differences as large, either way, are by chance: a sign test where only signs count, else sign flips."""
+    return sign_test(pairs.wins, pairs.losses) if pairs.signs_only else sign_flips(pairs.differences)
+
+
 def difference_interval(pairs: Paired) -> tuple[float, float]:
     """A 95 % interval of the mean difference.
 

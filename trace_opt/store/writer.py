@@ -114,9 +114,12 @@ class Writer:
             self._waiting.trials.append(row._replace(data=data, verdict=storable(row.verdict)))
 
     def state(self, part: str, data: Any) -> None:
-        """Keep a state in place of the one before, with the next commit."""
+        """Keep a state in place of the one before, with the next commit.
+
+        Its tensors stay in the row: as blobs of their own they would outlive the state that replaces them.
+        """
         with self._lock:
-            self._waiting.states[part] = blobs.text_of(blobs.store_tensors(data, self._put))
+            self._waiting.states[part] = blobs.text_of(data)
 
     def spend(self, spend: Mapping[str, Cost], landed: Iterable[int]) -> None:
         """Keep what was spent outside rollouts, with the next commit."""
