@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from trace_opt.core.feedback import Feedback
     from trace_opt.core.graph import Graph
     from trace_opt.core.module import Module
+    from trace_opt.core.neural import TorchModule
     from trace_opt.core.parameter import Demonstrations, Parameter
     from trace_opt.core.propagate import propagate
     from trace_opt.core.tracer import carry, no_trace, node_of, op_of, plain, record, trace
@@ -21,6 +22,15 @@ if TYPE_CHECKING:
     from trace_opt.llm.meter import charge
     from trace_opt.optim.categorical import Categorical
     from trace_opt.optim.demos import Demos
+    from trace_opt.optim.numeric.gradient import Gradient
+    from trace_opt.optim.numeric.growth import BatchGrowth
+    from trace_opt.optim.numeric.implicit import implicit
+    from trace_opt.optim.numeric.lagrangian import AugmentedLagrangian
+    from trace_opt.optim.numeric.lv_hba import LVHBA
+    from trace_opt.optim.numeric.schedules import Refined
+    from trace_opt.optim.numeric.several import ParetoDA
+    from trace_opt.optim.numeric.surrogate import Surrogate
+    from trace_opt.optim.numeric.zeroth import ZerothOrder
     from trace_opt.optim.opro import OPRO
     from trace_opt.optim.optoprime import OptoPrime
     from trace_opt.problem import Problem
@@ -33,26 +43,36 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "LVHBA",
     "OPRO",
+    "AugmentedLagrangian",
     "Ball",
+    "BatchGrowth",
     "Box",
     "Budget",
     "Categorical",
     "Demonstrations",
     "Demos",
     "Feedback",
+    "Gradient",
     "Graph",
     "Greedy",
     "Module",
     "OptoPrime",
     "Parameter",
+    "ParetoDA",
     "Problem",
+    "Refined",
     "Simplex",
+    "Surrogate",
+    "TorchModule",
+    "ZerothOrder",
     "aoptimize",
     "carry",
     "charge",
     "connect",
     "evaluate",
+    "implicit",
     "load_values",
     "no_trace",
     "node_of",
@@ -66,26 +86,36 @@ __all__ = [
 ]
 
 _MODULES = {
-    "OPRO": "optim.opro",
+    "AugmentedLagrangian": "optim.numeric.lagrangian",
     "Ball": "core.constraint",
+    "BatchGrowth": "optim.numeric.growth",
     "Box": "core.constraint",
     "Budget": "search.budget",
     "Categorical": "optim.categorical",
     "Demonstrations": "core.parameter",
     "Demos": "optim.demos",
     "Feedback": "core.feedback",
+    "Gradient": "optim.numeric.gradient",
     "Graph": "core.graph",
     "Greedy": "search.greedy",
+    "LVHBA": "optim.numeric.lv_hba",
     "Module": "core.module",
+    "OPRO": "optim.opro",
     "OptoPrime": "optim.optoprime",
     "Parameter": "core.parameter",
+    "ParetoDA": "optim.numeric.several",
     "Problem": "problem",
+    "Refined": "optim.numeric.schedules",
     "Simplex": "core.constraint",
+    "Surrogate": "optim.numeric.surrogate",
+    "TorchModule": "core.neural",
+    "ZerothOrder": "optim.numeric.zeroth",
     "aoptimize": "search.engine",
     "carry": "core.tracer",
     "charge": "llm.meter",
     "connect": "llm.connect",
     "evaluate": "search.evaluate",
+    "implicit": "optim.numeric.implicit",
     "load_values": "search.run",
     "no_trace": "core.tracer",
     "node_of": "core.tracer",

@@ -3,11 +3,12 @@
     TraceOptError
     ├── TraceError (TypeError)      an edge would be lost, a recorded value was mutated, nesting or threads were misused
     ├── OpError                     an exception left a recording; .node .graph, the user's exception in __cause__
+    ├── CodeError                   generated code does not compile, changed its signature, or failed; .source .line .limit
     ├── ReplyError                  a model's reply held no usable proposal; .reply .problems
     ├── LLMError                    a model could not be reached, refused, or is not configured; .kind
     ├── BudgetError                 the budget cannot pay for what was asked
     ├── FeedbackError (ValueError)  a guide returned no finite score
-    ├── GradientError               no gradient path leads from a loss to a tensor parameter
+    ├── GradientError               a loss gives a tensor parameter no gradient, or one that cannot be trusted
     ├── ProblemError (ValueError)   a problem, its file, or an option of `optimize` makes no sense
     └── StoreError                  a run is missing, foreign, locked, changed, or from a newer version
 
@@ -56,6 +57,30 @@ class OpError(TraceOptError):
         self.graph = graph
 
 
+class CodeError(TraceOptError):
+    """Generated code does not compile, breaks its contract, failed, or hit a limit: a candidate's failure.
+
+    Attributes:
+        source: The generated source.
+        line: The line of it, counted from 1, or None where no line is to blame.
+        limit: Which limit was hit (`"time"`, `"memory"`, `"recursion"`, `"calls"`, `"sleep"`, `"output"`, `"result"`,
+            `"size"`), or None.
+    """
+
+    def __init__(self, message: str, *, source: str = "", line: int | None = None, limit: str | None = None) -> None:
+        super().__init__(message)
+        self.source = source
+        self.line = line
+        self.limit = limit
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _code_error, (str(self), self.source, self.line, self.limit)
+
+
+def _code_error(message: str, source: str, line: int | None, limit: str | None) -> CodeError:
+    return CodeError(message, source=source, line=line, limit=limit)
+
+
 class ReplyError(TraceOptError):
     """A model's reply held no usable proposal.
 
@@ -98,7 +123,7 @@ class FeedbackError(TraceOptError, ValueError):
 
 
 class GradientError(TraceOptError):
-    """No gradient path leads from a loss to a tensor parameter."""
+    """A loss gives a tensor parameter no gradient, or one that cannot be trusted (a solver that did not converge)."""
 
 
 class ProblemError(TraceOptError, ValueError):

@@ -41,13 +41,17 @@ def test_a_failed_rollout_has_no_score() -> None:
 class Echo:
     """A runner that scores a rollout by the value it is given."""
 
-    saved = {"step": 3}
+    batches = None
 
     def __init__(self) -> None:
+        self.saved = {"step": 3}
         self.kept: list[Any] = []
 
     async def run(self, points: Any, examples: Any, *, grad: bool, repeat: int, memos: Any) -> list[list[Rollout]]:
         return [[Rollout(feedback=Feedback(point["p"] + example)) for example in examples] for point in points]
+
+    def affordable(self) -> int | None:
+        return 5
 
     def share(self, done: float) -> float | None:
         return 0.25 + done

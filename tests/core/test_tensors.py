@@ -208,13 +208,13 @@ def test_a_loss_fills_grad_once_for_each_feedback() -> None:
     assert p.grad.tolist() == [6.0, 6.0]
 
 
-def test_several_losses_by_name_are_summed() -> None:
+def test_the_mean_of_several_losses_by_name_is_taken() -> None:
     p = Parameter(torch.tensor(2.0), name="p")
     with record() as graph:
         out = p.value * 3
     propagate(graph, graph.output(out), Feedback(loss={"a": plain(out), "b": plain(out) ** 2}))
     assert p.grad is not None
-    assert p.grad.item() == 3 + 2 * 6 * 3
+    assert p.grad.item() == (3 + 2 * 6 * 3) / 2
 
 
 def test_a_loss_that_is_no_single_number_is_refused() -> None:

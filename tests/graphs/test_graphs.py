@@ -3,62 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from importlib.util import module_from_spec, spec_from_file_location
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.problem_files import FOLDER, held_out, load, mean_score, optimum, run
 from tests.reading_llm import ReadingLLM, read_text
-from trace_opt.core.binding import bind
 from trace_opt.core.context import in_force
-from trace_opt.core.feedback import Feedback
 from trace_opt.core.tracer import plain, record
 from trace_opt.optim.base import Outcome, Proposal, Trial
 from trace_opt.optim.categorical import Categorical
 from trace_opt.optim.optoprime import OptoPrime
-from trace_opt.problem import Problem, load_problem
+from trace_opt.problem import Problem
 from trace_opt.search.budget import Budget
 
-FOLDER = Path(__file__).parents[2] / "graphs"
 NAMES = ["branching", "chain", "diamond", "discrete", "fan_in"]
 
 
-def load(name: str, **options: str) -> Problem:
-    return load_problem(FOLDER / f"{name}.py", options)
-
-
-def optimum(name: str) -> tuple[dict[str, Any], float]:
-    spec = spec_from_file_location(f"optimum_of_{name}", FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.OPTIMUM, module.BEST_SCORE
-
-
-def run(problem: Problem, example: Any) -> Any:
-    args, kwargs = bind(problem.workflow, example)
-    return problem.workflow(*args, **kwargs)
-
-
-def mean_score(problem: Problem, examples: Sequence[Any], values: dict[str, Any] | None = None) -> float:
-    scores: list[float] = []
-    for example in examples:
-        with in_force(values):
-            score = Feedback.of(problem.guide(run(problem, example), example)).value
-        assert score is not None
-        scores.append(score)
-    return sum(scores) / len(scores)
-
-
-def held_out(problem: Problem) -> list[Any]:
-    return [*(problem.val or ()), *(problem.test or ())]
-
-
 def test_every_file_of_the_folder_is_tested() -> None:
-    assert sorted(path.stem for path in FOLDER.glob("*.py")) == NAMES
+    others = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    for path in FOLDER.glob("*.py"):
+        assert re.search(rf'["/]{path.stem}(\.py)?"', others), f"no test names {path.name}"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -391,7 +391,7 @@ def test_text_without_suggestions_needs_a_model_and_says_so() -> None:
 
 def test_a_tensor_without_an_optimizer_for_it_is_refused() -> None:
     torch = pytest.importorskip("torch")
-    scale = Parameter(torch.tensor(1.0), name="scale")
+    scale = Parameter(torch.tensor(1), name="scale")
     with pytest.raises(ProblemError, match="no optimizer handles parameter 'scale', which holds a tensor"):
         optimize(lambda x: scale.value * x, [1.0], lambda o, e: 1.0, parameters=[scale], store=None)
 

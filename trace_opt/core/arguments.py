@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
-from trace_opt.core.node import ATOMIC, Nested, Node, Op, class_of, is_a, is_kind
+from trace_opt.core.node import SOLID, Nested, Node, Op, class_of, is_a, is_kind
 from trace_opt.core.parameter import Parameter
 from trace_opt.core.result import Result, bare, fault
 from trace_opt.core.strand import Frame, keep
@@ -25,7 +25,7 @@ def take(frame: Frame, given: Any) -> tuple[Any, Any]:
     holds none is passed on as it is.
     """
     kind = class_of(given)
-    if kind in ATOMIC:
+    if kind in SOLID:
         return given, given
     if is_kind(kind, Result):
         return _split(frame, given)
@@ -52,7 +52,7 @@ def _split(frame: Frame, result: Any) -> tuple[Any, Any]:
 def bare_all(given: Any) -> Any:
     """The plain value of anything, also within containers; what holds no result comes back as the same object."""
     kind = class_of(given)
-    if kind in ATOMIC:
+    if kind in SOLID:
         return given
     if is_kind(kind, Result):
         return bare(given)
@@ -74,7 +74,7 @@ def _unpack(given: Any, split: Callable[[Any], tuple[Any, Any]], nodes: list[Nod
         items = [getattr(given, name, None) for name in kind.__dataclass_fields__]
     else:
         return given, given
-    if depth <= 0 or ATOMIC.issuperset(map(type, items)):
+    if depth <= 0 or SOLID.issuperset(map(type, items)):
         return given, given
     pairs = [_split_item(item, split, nodes, depth) for item in items]
     if all(plain is item for (plain, _), item in zip(pairs, items, strict=True)):
@@ -89,7 +89,7 @@ def _split_item(
     item: Any, split: Callable[[Any], tuple[Any, Any]], nodes: list[Node[Any]], depth: int
 ) -> tuple[Any, Any]:
     kind = class_of(item)
-    if kind in ATOMIC:
+    if kind in SOLID:
         return item, item
     if kind is Stream or is_kind(kind, (Result, Parameter)):
         plain, recorded = split(item)
@@ -191,7 +191,7 @@ def output_parts(graph: Any, value: Any) -> tuple[Any, Any]:
         TraceError: it holds a result of another recording.
     """
     kind = class_of(value)
-    if kind in ATOMIC:
+    if kind in SOLID:
         return value, None
     if kind is Stream:
         value = value.drained()

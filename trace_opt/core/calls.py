@@ -14,7 +14,7 @@ from typing import Any
 
 from trace_opt.core.arguments import AsyncStream, Stream, bare_all, check_borrowed, take
 from trace_opt.core.context import FRAME
-from trace_opt.core.node import ATOMIC, Node, Op, class_of
+from trace_opt.core.node import SOLID, Node, Op, class_of
 from trace_opt.core.result import fault, wrap
 from trace_opt.core.strand import Frame, blames_candidate, child_of, failure_of, here, keep
 
@@ -31,7 +31,7 @@ def call(frame: Frame, op: Op, given: tuple[Any, ...], invoke: Invoke | None = N
         given: One argument for each of its parameters.
         invoke: Calls the function with plain arguments; `op.fn` by position where left out.
     """
-    taken = [(x, x) if type(x) in ATOMIC else take(frame, x) for x in given]
+    taken = [(x, x) if type(x) in SOLID else take(frame, x) for x in given]
     inputs = tuple(recorded for _, recorded in taken)
     plain = tuple(value for value, _ in taken)
     start = perf_counter()
@@ -74,7 +74,7 @@ def scoped(frame: Frame, op: Op) -> Op:
 def settled(graph: Any, value: Any) -> Any:
     """What an op's body returned, without results in it and with a generator drained. Called in the body's frame."""
     kind = class_of(value)
-    if kind in ATOMIC:
+    if kind in SOLID:
         return value
     if kind is GeneratorType:
         return drained(graph, value, DEFAULT_MAX_ITEMS)
@@ -116,12 +116,12 @@ def _too_many(graph: Any, max_items: int) -> None:
 
 def loose(op: Op, given: tuple[Any, ...]) -> Any:
     """Run an operator outside the workflow it would be recorded in: on plain values, the reads logged in a body."""
-    return op.fn(*[x if type(x) in ATOMIC else bare_all(x) for x in given])
+    return op.fn(*[x if type(x) in SOLID else bare_all(x) for x in given])
 
 
 def nested(frame: Frame, op: Op, given: tuple[Any, ...], invoke: Invoke) -> Any:
     """Run an op called in another op's body: the plain value, and a child of the caller."""
-    plain = tuple(x if type(x) in ATOMIC else bare_all(x) for x in given)
+    plain = tuple(x if type(x) in SOLID else bare_all(x) for x in given)
     mark, start = len(frame.log), perf_counter()
     inputs = tuple(keep(x) for x in plain)
     try:

@@ -7,8 +7,7 @@ no global registry exists; dropping the frame frees everything it held.
 from __future__ import annotations
 
 import random
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -39,19 +38,21 @@ class RolloutState:
         training: Whether it trains tensors: then those of `values` that require grad are handed out as they are. False
             hands out none that does; None, by hand, makes each tensor parameter a leaf of the recording's own.
         memo: What op calls gave in an earlier rollout on the same example, or None.
+        repeat: Which time the example is run with this seed; decides torch's own chance in a training rollout.
         calls: How often each sampled model call was made, so that the n-th identical one draws an answer of its own.
     """
 
-    __slots__ = ("_rng", "calls", "memo", "seed", "training", "values")
+    __slots__ = ("_rng", "calls", "memo", "repeat", "seed", "training", "values")
 
     def __init__(
         self, values: Mapping[str, Any] | None = None, seed: int | None = None, *, training: bool | None = None,
-        memo: Memo | None = None,
+        memo: Memo | None = None, repeat: int = 0,
     ) -> None:  # fmt: skip
         self.values: dict[str, Any] = dict(values or {})
         self.seed = seed
         self.training = training
         self.memo = memo
+        self.repeat = repeat
         self.calls: dict[str, int] = {}
         self._rng: random.Random | None = None
 
@@ -80,21 +81,30 @@ def rollout() -> RolloutState:
     return RolloutState() if state is None else state
 
 
-@contextmanager
-def in_force(
-    values: Mapping[str, Any] | None = None, seed: int | None = None, *, training: bool | None = None
-) -> Generator[RolloutState]:
+class in_force:  # noqa: N801 # reads as it is used: `with in_force(values)`
     """Run code unrecorded with a candidate's values in force, as a guide or a proposing optimizer does.
 
     Args:
         values: Values by full parameter name.
         seed: The seed that `rollout()` reports.
-        training: As in `RolloutState`.
+        training, repeat: As in `RolloutState`.
+
+    Entering gives the `RolloutState`.
     """
-    state = RolloutState(values, seed, training=training)
-    state_token, frame_token = STATE.set(state), FRAME.set(None)
-    try:
-        yield state
-    finally:
+
+    __slots__ = ("_state", "_tokens")
+
+    def __init__(
+        self, values: Mapping[str, Any] | None = None, seed: int | None = None, *, training: bool | None = None,
+        repeat: int = 0,
+    ) -> None:  # fmt: skip
+        self._state = RolloutState(values, seed, training=training, repeat=repeat)
+
+    def __enter__(self) -> RolloutState:
+        self._tokens = STATE.set(self._state), FRAME.set(None)
+        return self._state
+
+    def __exit__(self, *_: object) -> None:
+        state_token, frame_token = self._tokens
         FRAME.reset(frame_token)
         STATE.reset(state_token)

@@ -75,9 +75,14 @@ class Graph:
         value = self.values.get(name, parameter.initial)
         if is_tensor(value) and value.is_floating_point() and not (self._training and value.requires_grad):
             # a leaf of this recording's own that shares memory: concurrent recordings have gradients of their own
-            value = value.detach().requires_grad_(self._training is None)
+            value = value.detach().requires_grad_(self._training is None and not parameter.frozen)
         made = ParameterNode(value, name, parameter.description, parameter)
         return self._parameters.setdefault(parameter, made)
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether it is no rollout of a search, whose gradients are the optimizer's business."""
+        return self._training is None
 
     def note_fault(self, error: BaseException) -> None:
         """Keep an exception no candidate is to blame for, to be raised on leaving even if the workflow swallows it."""

@@ -27,6 +27,9 @@ is_kind: Callable[[Any, Any], bool] = issubclass
 ATOMIC: frozenset[type] = frozenset({int, float, str, bytes, bool, complex, type(None)})
 """Classes whose values hold no other value: they are never looked into."""
 
+SOLID: set[type] = set(ATOMIC)
+"""Those and torch's own tensors, once there is one: no result can be inside their values."""
+
 
 class Op:
     """A function whose calls are recorded.

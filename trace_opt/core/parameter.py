@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, cast
 
+from trace_opt.core.constraint import Constraint, fault_of
 from trace_opt.core.context import FRAME, STATE, Process
 from trace_opt.core.node import class_of
 from trace_opt.errors import TraceError
@@ -20,8 +21,6 @@ from trace_opt.errors import TraceError
 if TYPE_CHECKING:
     import torch
     from pydantic import TypeAdapter
-
-    from trace_opt.core.constraint import Constraint
 
 T = TypeVar("T")
 
@@ -209,8 +208,11 @@ class Parameter(Generic[T]):
             if not isinstance(value, Demonstrations):
                 raise ValueError(f"parameter {name!r} got {short(value)}; give a Demonstrations(...)")  # noqa: TRY004 # a value refused, like any other
             return value
-        if not is_tensor(value) or tuple(value.shape) != tuple(current.shape):
+        if not is_tensor(value):
             raise ValueError(f"parameter {name!r} got {short(value)}; give a tensor of shape {tuple(current.shape)!r}")
+        fault = fault_of(value, current, self.constraint)
+        if fault is not None:
+            raise ValueError(f"parameter {name!r} got {short(value)}; {fault}")
         return value
 
     def _check_annotated(self, name: str | None, value: Any) -> T:

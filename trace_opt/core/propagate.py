@@ -156,7 +156,7 @@ def propagate(graph: Graph, output: Node[Any], feedback: Feedback) -> dict[str, 
     Args:
         graph: The recording that holds `output`; it is not changed.
         output: The node that the feedback is about (`graph.output(...)`); the error node of a failed op will do.
-        feedback: Handed on as it is. With a `loss`, one torch backward adds to `grad` of every tensor parameter that
+        feedback: Handed on as it is. With a `loss`, in a recording by hand, one torch backward adds to `grad` of every tensor parameter that
             it reaches, once for each Feedback however often it is propagated.
 
     Returns:
@@ -174,7 +174,7 @@ def propagate(graph: Graph, output: Node[Any], feedback: Feedback) -> dict[str, 
     slices = {
         name: Slice(node, output, feedback, reach) for name, node in graph.parameters.items() if reach.mark[node.index]
     }
-    if feedback.loss is not None and not feedback.spent:
+    if feedback.loss is not None and not feedback.spent and graph.by_hand:
         from trace_opt.core.tensors import backward_loss
 
         feedback.spent.append(True)

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any, NoReturn
 
 from trace_opt.core.context import FRAME
-from trace_opt.core.node import Node, Op, class_of
+from trace_opt.core.node import SOLID, Node, Op, class_of
 from trace_opt.core.operators import (
     COPY,
     DECISIONS,
@@ -215,10 +215,8 @@ def wrap(frame: Frame, node: Node[Any]) -> Any:
         if value is None:
             frame.decide(NONE, (node,), None)
             return None
-        if _is_tensor_class(kind):
-            from trace_opt.core.tensors import wrap_tensor
-
-            return wrap_tensor(frame, node)
+        if kind in SOLID or _is_tensor_class(kind):
+            return _tensors().wrap_tensor(frame, node)
         from trace_opt.core.standins import stand_in
 
         made = stand_in(kind)
@@ -263,6 +261,13 @@ def _calls() -> Any:
     from trace_opt.core import calls
 
     return calls
+
+
+@cache
+def _tensors() -> Any:
+    from trace_opt.core import tensors
+
+    return tensors
 
 
 def _is_tensor_class(kind: type) -> bool:

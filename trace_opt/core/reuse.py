@@ -14,7 +14,7 @@ from trace_opt.core.arguments import take
 from trace_opt.core.calls import acall, call, finish
 from trace_opt.core.context import rollout
 from trace_opt.core.node import ATOMIC, Child, Nested, Node, Op, ParameterNode, class_of
-from trace_opt.core.parameter import Parameter, is_tensor
+from trace_opt.core.parameter import Parameter, is_tensor, same
 from trace_opt.core.result import Result
 
 if TYPE_CHECKING:
@@ -25,11 +25,11 @@ _MAX_NESTING = 50
 
 
 class _Given:
-    """What a call gave: its value and the parameters that its body read."""
+    """What a call gave: its value and the parameters that its body read, with the places of those that are choices."""
 
     __slots__ = ("reads", "value")
 
-    def __init__(self, value: Any, reads: tuple[Parameter[Any], ...]) -> None:
+    def __init__(self, value: Any, reads: dict[Parameter[Any], int | None]) -> None:
         self.value = value
         self.reads = reads
 
@@ -44,13 +44,18 @@ class Memo:
     __slots__ = ("_found", "_graph", "_known", "_moving", "_seen")
 
     def __init__(self, arguments: Iterable[Any] = ()) -> None:
-        self._found: dict[Any, _Given] = {}
+        self._found: dict[Any, list[_Given]] = {}
         self._known: dict[int, Any] = {}
         self._seen: dict[Any, int] = {}
         self._moving: dict[Node[Any], bool] = {}
         self._graph: Graph | None = None
         for argument in arguments:
             self._know(argument, _MAX_NESTING)
+
+    @property
+    def idle(self) -> bool:
+        """Whether a rollout has come by and nothing was kept: looking again would cost more than it saves."""
+        return self._graph is not None and not self._found
 
     def key(self, frame: Frame, op: Op, inputs: tuple[Any, ...], owner: Any) -> Any:
         """What a call is known by, the how-manyth such call in its rollout included; None where it has to run."""
@@ -67,9 +72,13 @@ class Memo:
         count = self._seen[whole] = self._seen.get(whole, 0) + 1
         return whole, count
 
-    def get(self, key: Any) -> _Given | None:
-        """What the call gave, or None where it was not kept."""
-        return self._found.get(key)
+    def get(self, frame: Frame, key: Any) -> _Given | None:
+        """What the call gave under the choices that it reads now, or None where it was not kept."""
+        values = frame.graph.values
+        for kept in self._found.get(key, ()):
+            if all(_place(p, values.get(p.name, p.initial)) == place for p, place in kept.reads.items()):
+                return kept
+        return None
 
     def put(self, key: Any, result: Any, owner: Any) -> None:
         """Keep what a call gave, unless its body read what may have changed by the next rollout."""
@@ -78,10 +87,12 @@ class Memo:
         node: Node[Any] = result._trace_node
         reads = [read for read in node.trail if type(read) is not Child]
         if all(isinstance(read, ParameterNode) and not self._moves(read) for read in reads):
-            parameters = tuple(
-                read.parameter for read in reads if isinstance(read, ParameterNode) and read.parameter is not None
-            )
-            self._found[key] = _Given(node.value, parameters)
+            parameters = {
+                read.parameter: _place(read.parameter, read.value)
+                for read in reads
+                if isinstance(read, ParameterNode) and read.parameter is not None
+            }
+            self._found.setdefault(key, []).append(_Given(node.value, parameters))
             self._know(node.value, _MAX_NESTING)
             self._know(owner, 0)
 
@@ -97,7 +108,8 @@ class Memo:
     def _content(self, given: Any, depth: int) -> Any:
         """Something hashable that is equal only for equal inputs; None where that cannot be told."""
         if isinstance(given, ParameterNode):
-            return ParameterNode, given.name
+            leaf = cast("ParameterNode[Any]", given)
+            return ParameterNode, leaf.name, _place(leaf.parameter, leaf.value)
         if isinstance(given, Node):
             given = cast("Any", given).value
         elif type(given) is Nested:
@@ -139,8 +151,8 @@ class Memos:
     def __init__(self) -> None:
         self._memos: dict[tuple[Any, int], Memo] = {}
 
-    def of(self, example: Any, place: int, arguments: Iterable[Any]) -> Memo:
-        """The memo of an example.
+    def of(self, example: Any, place: int, arguments: Iterable[Any]) -> Memo | None:
+        """The memo of an example; None once a rollout on it has shown that it has nothing to keep.
 
         Args:
             example: What it is known by.
@@ -150,7 +162,16 @@ class Memos:
         found = self._memos.get((example, place))
         if found is None:
             found = self._memos[example, place] = Memo(arguments)
-        return found
+        return None if found.idle else found
+
+
+def _place(parameter: Parameter[Any] | None, value: Any) -> int | None:
+    """Which of its choices a parameter has: an estimator draws it anew, while all others keep their value for a phase."""
+    choices: tuple[Any, ...] = () if parameter is None else parameter.choices or ()
+    for place, choice in enumerate(choices):
+        if choice is value or (not is_tensor(value) and same(choice, value)):
+            return place
+    return None
 
 
 def _items(value: Any) -> list[Any]:
@@ -184,7 +205,7 @@ def reused(frame: Frame, op: Op, given: tuple[Any, ...], invoke: Callable[[tuple
     key = None if memo is None else memo.key(frame, op, inputs, owner)
     if memo is None or key is None:
         return call(frame, op, given, invoke)
-    kept = memo.get(key)
+    kept = memo.get(frame, key)
     if kept is not None:
         return _again(frame, op, inputs, kept)
     result = call(frame, op, given, invoke)
@@ -201,7 +222,7 @@ async def areused(
     key = None if memo is None else memo.key(frame, op, inputs, owner)
     if memo is None or key is None:
         return await acall(frame, op, given, invoke)
-    kept = memo.get(key)
+    kept = memo.get(frame, key)
     if kept is not None:
         return _again(frame, op, inputs, kept)
     result = await acall(frame, op, given, invoke)

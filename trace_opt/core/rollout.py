@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
 if TYPE_CHECKING:
+    import torch
+
     from trace_opt.core.feedback import Feedback
     from trace_opt.core.graph import Graph
     from trace_opt.core.node import Node
@@ -48,6 +50,8 @@ class Rollout:
         error: `"ValueError: ..."` where the workflow failed, else None.
         cost: What its model calls cost.
         seconds: Wall time.
+        gradients: Of a training rollout in another process, from where its autograd graph cannot come: the gradient of
+            each loss (the only one is called "loss") for each tensor, by full parameter name.
     """
 
     example: Any = None
@@ -60,6 +64,7 @@ class Rollout:
     error: str | None = None
     cost: Cost = Cost()
     seconds: float = 0.0
+    gradients: Mapping[str, Mapping[str, torch.Tensor]] | None = None
 
     @property
     def score(self) -> float | None:
@@ -81,8 +86,10 @@ class Runner(Protocol):
 
     Attributes:
         saved: What the last `checkpoint` of this very proposal kept, when a run was resumed; else None.
+        batches: How many batches an epoch has, where the training examples are those of a DataLoader; else None.
     """
 
+    batches: int | None
     saved: Mapping[str, Any] | None
 
     async def run(
@@ -98,6 +105,10 @@ class Runner(Protocol):
 
     def share(self, done: float) -> float | None:
         """As `Rollouts.share`."""
+        ...
+
+    def affordable(self) -> int | None:
+        """As `Rollouts.affordable`."""
         ...
 
     async def checkpoint(self, state: Mapping[str, Any]) -> None:
@@ -148,6 +159,11 @@ class Rollouts(Sequence[Rollout]):
         """What the last `checkpoint` of this very proposal kept, when a run was resumed; else None."""
         return None if self._runner is None else self._runner.saved
 
+    @property
+    def batches(self) -> int | None:
+        """How many batches an epoch has, where the training examples are those of a DataLoader; else None."""
+        return None if self._runner is None else self._runner.batches
+
     def share(self, done: float = 0.0) -> float | None:
         """The share of the budget spent in trials, rollouts, calls, tokens or USD, in [0, 1]; None without such a limit.
 
@@ -155,6 +171,10 @@ class Rollouts(Sequence[Rollout]):
             done: How much of this proposal is done, in [0, 1].
         """
         return None if self._runner is None else self._runner.share(done)
+
+    def affordable(self) -> int | None:
+        """How many more rollouts the budget covers, what testing this proposal takes set aside; None without a limit."""
+        return None if self._runner is None else self._runner.affordable()
 
     def epoch(self, number: int) -> Iterable[Any]:
         """All training examples once, in an order that the run's seed and the epoch's number decide.
@@ -172,7 +192,7 @@ class Rollouts(Sequence[Rollout]):
         Args:
             values: Values by full parameter name; the others are the incumbent's.
             examples: Items of `train`, or what `epoch` gave.
-            repeat: Goes into the seed of each rollout: the same number draws the same chance again.
+            repeat: Which time they run: decides torch's own chance (dropout), and the rollouts' where `memos` is None.
             memos: What op calls gave in earlier rollouts of this proposal; those that depend on nothing that moves are
                 not run again.
             grad: Whether these are training rollouts: tensors in `values` that require grad are then handed to the

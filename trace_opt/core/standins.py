@@ -233,8 +233,8 @@ def stand_in(kind: type) -> type[StandIn]:
     return made
 
 
-PLAIN_STAND_INS: frozenset[type] = frozenset(
+PLAIN_STAND_INS: set[type] = {
     stand_in(_kind)
     for _kind in (*sorted(ATOMIC - {type(None)}, key=lambda kind: kind.__name__), list, dict, tuple, set)
-)
-"""Stand-ins for the commonest classes, known to the wrappers that `trace` generates."""
+}
+"""Results of the commonest classes, known to the wrappers that `trace` generates; tensors join once there is one."""

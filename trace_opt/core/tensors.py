@@ -6,14 +6,15 @@ ops; what only describes a tensor (shape, dtype, device) is handed out plain.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 from trace_opt.core.context import FRAME
-from trace_opt.core.node import Node, Op, is_a
+from trace_opt.core.node import SOLID, Node, Op, is_a
 from trace_opt.core.operators import BINARY, DEEPCOPY, GETATTR, function_op
 from trace_opt.core.result import Result, apply, bare, changeable, decision, record_value, textual, working
+from trace_opt.core.standins import PLAIN_STAND_INS
 from trace_opt.errors import FeedbackError
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ def _tensor_class() -> Any:
         def __array__(self, *args: Any, **kwargs: Any) -> Any:
             return decision(self, "array", lambda value: value.__array__(*args, **kwargs))
 
+    SOLID.update((torch.Tensor, torch.nn.Parameter))
+    PLAIN_STAND_INS.add(TensorResult)
     for name, op in BINARY.items():  # x += 1 makes a new value, as it does for a number
         setattr(TensorResult, f"__i{name}__", _binary(op))
     return TensorResult
@@ -148,19 +151,36 @@ def _values(value: Any) -> Any:
     return value
 
 
+def gradients_by_name(loss: torch.Tensor, values: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The gradient of a loss for every tensor that requires grad and that it reaches.
+
+    Args:
+        loss: A scalar.
+        values: Parameter values by full name.
+    """
+    import torch
+
+    moving = {name: value for name, value in values.items() if torch.is_tensor(value) and value.requires_grad}
+    if not moving or not loss.requires_grad:
+        return {}
+    found = torch.autograd.grad([loss], list(moving.values()), retain_graph=True, allow_unused=True)
+    pairs = zip(moving, cast("tuple[torch.Tensor | None, ...]", found), strict=True)
+    return {name: grad.detach() for name, grad in pairs if grad is not None}
+
+
 def backward_loss(graph: Graph, loss: torch.Tensor | dict[str, torch.Tensor]) -> None:
     """Add the gradient of a loss to `grad` of every tensor parameter of a recording that it reaches.
 
     Args:
         graph: The recording whose parameter leaves take the gradient.
-        loss: A scalar, or several by name, which are summed.
+        loss: A scalar, or several by name, of which the mean is taken.
 
     Raises:
         FeedbackError: a loss is no single number.
     """
     import torch
 
-    total: Any = sum(loss.values()) if isinstance(loss, dict) else loss
+    total: Any = sum(loss.values()) / len(loss) if isinstance(loss, dict) else loss
     if isinstance(total, Result):
         total = cast("Any", total)._trace_node.value
     if torch.is_tensor(total) and total.numel() != 1:

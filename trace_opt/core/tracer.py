@@ -33,10 +33,13 @@ T = TypeVar("T")
 @overload
 def trace(fn: F, /) -> F: ...
 @overload
-def trace(*, name: str | None = None, inline: bool = False, max_items: int = ...) -> Callable[[F], F]: ...
 def trace(
-    fn: Any = None, /, *, name: str | None = None, inline: bool = False, max_items: int = DEFAULT_MAX_ITEMS
-) -> Any:
+    *, name: str | None = None, inline: bool = False, max_items: int = ..., vjp: Callable[..., Any] | None = None
+) -> Callable[[F], F]: ...
+def trace(
+    fn: Any = None, /, *, name: str | None = None, inline: bool = False, max_items: int = DEFAULT_MAX_ITEMS,
+    vjp: Callable[..., Any] | None = None,
+) -> Any:  # fmt: skip
     """Make a function an op: outside a recording it is the plain function, in one its calls are recorded.
 
     Works on functions, `async def`, generators, methods, class and static methods, lambdas, partials, builtins and
@@ -47,26 +50,37 @@ def trace(
         name: Name of the op; the function's own by default.
         inline: Hand results through to the body and record its inner calls in its place, under its name as scope.
         max_items: How many items a generator may give while it is recorded.
+        vjp: The gradient rule of a plain function on tensors, in place of torch's own gradients (a vector-Jacobian
+            product): `vjp(grad_output, output, *inputs)` returns a gradient for each input, None where there is none
+            (see `core.vjp.with_rule`).
 
     Returns:
         A function of the same signature.
 
     Raises:
-        TraceError: `fn` cannot be called.
+        TraceError: `fn` cannot be called, or is none that can have a `vjp`.
     """
     if fn is None:
-        return functools.partial(trace_function, name=name, inline=inline, max_items=max_items)
-    return trace_function(fn, name=name, inline=inline, max_items=max_items)
+        return functools.partial(trace_function, name=name, inline=inline, max_items=max_items, vjp=vjp)
+    return trace_function(fn, name=name, inline=inline, max_items=max_items, vjp=vjp)
 
 
-def trace_function(fn: Any, *, name: str | None, inline: bool, max_items: int) -> Any:
+def trace_function(
+    fn: Any, *, name: str | None, inline: bool, max_items: int, vjp: Callable[..., Any] | None = None
+) -> Any:
     """`trace` with its options spelled out."""
     if is_a(fn, (classmethod, staticmethod)):
-        return class_of(fn)(trace_function(fn.__func__, name=name, inline=inline, max_items=max_items))
+        return class_of(fn)(trace_function(fn.__func__, name=name, inline=inline, max_items=max_items, vjp=vjp))
     if not callable(fn):
         raise TraceError(f"trace got {fn!r}, which cannot be called; decorate a function")
     if getattr(fn, "__trace_op__", None) is not None:
+        if vjp is not None:
+            raise TraceError(f"{fn!r} is an op already, without this vjp rule; give vjp= where it is made one")
         return fn
+    if vjp is not None:
+        from trace_opt.core.vjp import with_rule
+
+        fn = with_rule(fn, vjp, inline=inline)
     return Wrapper(fn, name, inline=inline, max_items=max_items).build()
 
 
@@ -79,6 +93,7 @@ class record:  # noqa: N801 # reads as a verb: `with record() as graph`
         training: By hand, None: tensor parameters are handed out requiring grad. True, in a search's training rollouts:
             those of `values` that require grad are handed out as they are. False: none is.
         memo: What op calls gave in an earlier rollout on the same example, to be reused.
+        repeat: Which time an example is run with this seed (see `RolloutState`).
 
     Entering gives the `Graph`. Recordings are independent of each other, nested ones too.
 
@@ -90,14 +105,14 @@ class record:  # noqa: N801 # reads as a verb: `with record() as graph`
 
     def __init__(
         self, values: dict[str, Any] | None = None, seed: int | None = None, *, training: bool | None = None,
-        memo: Memo | None = None,
+        memo: Memo | None = None, repeat: int = 0,
     ) -> None:  # fmt: skip
-        self._given = values, seed, training, memo
+        self._given = values, seed, training, memo, repeat
 
     def __enter__(self) -> Graph:
         Process.unwraps = True
-        values, seed, training, memo = self._given
-        state = RolloutState(values, seed, training=training, memo=memo)
+        values, seed, training, memo, repeat = self._given
+        state = RolloutState(values, seed, training=training, memo=memo, repeat=repeat)
         self._graph = graph = Graph(state)
         self._frame = Frame(graph, strand=Strand())
         graph.frame = self._frame

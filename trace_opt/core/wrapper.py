@@ -18,7 +18,7 @@ from typing import Any
 
 from trace_opt.core import arguments, calls, reuse
 from trace_opt.core.context import FRAME, Process
-from trace_opt.core.node import ATOMIC, Node, Op, class_of, is_a
+from trace_opt.core.node import SOLID, Node, Op, class_of, is_a
 from trace_opt.core.parameter import Parameter
 from trace_opt.core.result import STAND_INS, Blank, wrap
 from trace_opt.core.standins import PLAIN_STAND_INS
@@ -83,7 +83,7 @@ class Wrapper:
         }
         return {
             "_t_fn": self.fn, "_t_op": self.op, "_t_get": FRAME.get,
-            "_t_ident": get_ident, "_t_loop": running_loop, "_t_process": Process, "_t_atomic": ATOMIC,
+            "_t_ident": get_ident, "_t_loop": running_loop, "_t_process": Process, "_t_solid": SOLID,
             "_t_bare": arguments.bare_all, "_t_take": arguments.take, "_t_nested": calls.nested, "_t_settled": calls.settled,
             "_t_check": arguments.check_borrowed, "_t_clock": perf_counter, "_t_node": Node, "_t_wrap": wrap,
             "_t_stand_in": STAND_INS.get, "_t_plain": PLAIN_STAND_INS, "_t_new": object.__new__, "_t_acall": calls.acall, "_t_stream": calls.stream,
@@ -134,7 +134,7 @@ class Wrapper:
         return self.parameters[0].name if self.is_method else "None"
 
     def _outside(self, returned: str) -> list[str]:
-        unwrap = [f"            if type({name}) not in _t_atomic: {name} = _t_bare({name})" for name in self.taken]
+        unwrap = [f"            if type({name}) not in _t_solid: {name} = _t_bare({name})" for name in self.taken]
         check = ["        if _t_process.unwraps:", *unwrap] if unwrap else []
         return [
             "    _t_f = _t_get()",
@@ -149,7 +149,7 @@ class Wrapper:
         for i, name in enumerate(self.taken):
             takes += [
                 f"    _t_k = type({name})",
-                f"    if _t_k in _t_atomic: _t_n{i} = {name}",
+                f"    if _t_k in _t_solid: _t_n{i} = {name}",
                 f"    elif _t_k in _t_plain and {name}._trace_graph is _t_g:",
                 f"        _t_n{i} = {name}._trace_node; {name} = _t_n{i}.value",
                 f"    else: {name}, _t_n{i} = _t_take(_t_f, {name})",
@@ -166,7 +166,7 @@ class Wrapper:
             "    _t_start = _t_clock()",
             "    try:",
             f"        _t_value = _t_fn({self._call()})",
-            "        if type(_t_value) not in _t_atomic: _t_value = _t_settled(_t_g, _t_value)",
+            "        if type(_t_value) not in _t_solid: _t_value = _t_settled(_t_g, _t_value)",
             "        if _t_f.borrowed: _t_check(_t_f, _t_op)",
             "    except BaseException as _t_error:",
             "        _t_f.inside = False",

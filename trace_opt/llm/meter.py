@@ -43,14 +43,19 @@ LEDGER: ContextVar[Ledger | None] = ContextVar("trace_opt_ledger", default=None)
 """Who pays for the model calls made here; None is nobody, and calls are free to make."""
 
 
-@contextmanager
-def charging(ledger: Ledger | None) -> Generator[None]:
+class charging:  # noqa: N801 # reads as a verb: `with charging(ledger)`
     """Let a ledger pay for the model calls made in a `with` block."""
-    token = LEDGER.set(ledger)
-    try:
-        yield
-    finally:
-        LEDGER.reset(token)
+
+    __slots__ = ("_ledger", "_token")
+
+    def __init__(self, ledger: Ledger | None) -> None:
+        self._ledger = ledger
+
+    def __enter__(self) -> None:
+        self._token = LEDGER.set(self._ledger)
+
+    def __exit__(self, *_: object) -> None:
+        LEDGER.reset(self._token)
 
 
 class CostMeter:

@@ -168,7 +168,7 @@ class Bench:
             points: Values by full parameter name.
             examples: Training examples, or batches of a DataLoader.
             training: Whether tensors that require grad are handed out as they are.
-            repeat: Goes into the seeds.
+            repeat: Goes into the seeds of torch's own chance, and of the rollouts where nothing is to be reused.
             memos: What op calls gave before, or None.
         """
         jobs: list[Job] = []
@@ -178,20 +178,22 @@ class Bench:
                 number = self._numbers.get(id(example), _UNLISTED)
                 if number == _UNLISTED:
                     number = self._number_of(example)
-                job = self._free_job(values, number, example, repeat)
+                job = self._free_job(values, number, example, repeat, redraw=repeat > 0 and memos is None)
                 job.training = training
+                job.apart = training and self._executor.apart
                 if memos is not None and number != _UNLISTED:
                     place = places[number] = places.get(number, -1) + 1
                     job.memo = memos.of(number, place, (*job.bound[0], *job.bound[1].values()))
                 jobs.append(job)
         return jobs
 
-    def _free_job(self, values: dict[str, Any], number: int, example: Any, repeat: int) -> Job:
+    def _free_job(self, values: dict[str, Any], number: int, example: Any, repeat: int, *, redraw: bool) -> Job:
         if number == _UNLISTED:  # a batch just drawn: nothing is known of it from before
             bound, seed = bind(self._roller.workflow, example), rollout_seed(self.seed, "batch", repeat)
             return Job(-1, values, number, example, bound=bound, seed=seed, name=self.data.name, keep=True)
         job = self._job_of(-1, values, number, keep=True)
-        if repeat:
+        job.repeat = repeat
+        if redraw:
             job.seed = rollout_seed(self.seed, self.data.keys[number], repeat)
         return job
 
@@ -213,7 +215,7 @@ class Bench:
             BudgetError: the budget does not cover all of them.
         """
         self.ledger.take_unsaved(len(jobs))
-        if self._quick_s * len(jobs) < _INLINE_S and not self._roller.is_async:
+        if self._quick_s * len(jobs) < _INLINE_S and not self._roller.is_async and not self._executor.apart:
             # handing work to a thread takes longer than such work itself
             found = [self._roller.run(job) for job in jobs]
             if perf_counter() - self._yielded > _YIELD_S:

@@ -10,7 +10,8 @@ import dataclasses
 import difflib
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Literal, Protocol
@@ -323,6 +324,12 @@ class Ledger:
         shares = [spent / max(limit - kept, 1e-12) for spent, kept, limit in limits if limit is not None]
         return min(1.0, max(shares)) if shares else None
 
+    @property
+    def rollouts_left(self) -> int | None:
+        """Rollouts left, what is held back not counted; None without a limit."""
+        limit = self.budget.rollouts
+        return None if limit is None else limit - self.rollouts - self._held_rollouts
+
     def give_rollouts(self, count: int) -> None:
         """Take back rollouts that were paid for and never run."""
         with self._lock:
@@ -347,6 +354,17 @@ class Ledger:
         """Keep a share from the search; `hold()` gives it free."""
         with self._lock:
             self._held, self._held_rollouts, self._held_seconds = cost, rollouts, seconds
+
+    @contextmanager
+    def aside(self, cost: Cost, rollouts: int) -> Generator[None]:
+        """Keep the test of what is being trained from what trains it."""
+        with self._lock:
+            self._held, self._held_rollouts = self._held + cost, self._held_rollouts + rollouts
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._held, self._held_rollouts = _minus(self._held, cost), self._held_rollouts - rollouts
 
     @property
     def seconds(self) -> float:

@@ -20,7 +20,7 @@ def default_optimizers(parameters: Iterable[Parameter[Any]]) -> list[Optimizer]:
     """Optimizers for the kinds of these parameters.
 
     What can be enumerated (choices, texts with suggestions, demonstrations) is searched jointly and needs no model; other
-    texts, numbers, booleans and structured values are left to a language model.
+    texts, numbers, booleans and structured values are left to a language model. Floating tensors are moved by torch.
     """
     from trace_opt.optim.categorical import Categorical
     from trace_opt.optim.demos import Demos
@@ -30,7 +30,11 @@ def default_optimizers(parameters: Iterable[Parameter[Any]]) -> list[Optimizer]:
     found: list[Optimizer] = []
     if any(p.kind in ("choice", "demonstrations") or (p.kind == "text" and p.suggestions) for p in free):
         found.append(Categorical(sources=[Demos()]))
-    if any(p.kind in _ANSWERABLE and not (found and found[0].handles(p)) for p in free):
+    if any(p.kind == "tensor" and p.initial.is_floating_point() for p in free):
+        from trace_opt.optim.numeric.gradient import Gradient
+
+        found.append(Gradient())
+    if any(p.kind in _ANSWERABLE and not any(o.handles(p) for o in found) for p in free):
         found.append(OptoPrime())
     return found
 

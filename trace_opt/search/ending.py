@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 async def run_test(settings: Settings, session: Session, best: Candidate) -> list[str]:
     """Run start and best on the test examples, example by example; gives notes for the report."""
-    test = settings.data.test
+    test = settings.judged
     if not test:
         return []
     pair = [session.start] if best is session.start else [session.start, best]
@@ -39,17 +39,17 @@ def report_of(
 ) -> Report:  # fmt: skip
     """First values against best, on the test examples where there are any."""
     data, start, floor = settings.data, session.start, session.bench.floor
-    tested = [n for n in data.test if n in start.scores and n in best.scores]
-    numbers = tested or list(session.order)
-    held_out = bool(tested)
-    difference = None if best is start else Difference.of(start.on(numbers), best.on(numbers))
+    tested = [n for n in settings.judged if n in start.scores and n in best.scores]
+    numbers = tested or [n for n in session.order if n in start.scores and n in best.scores]
+    held_out = bool(tested) and settings.judged != data.train
+    difference = None if best is start or not numbers else Difference.of(start.on(numbers), best.on(numbers))
     claim = "none" if not held_out else "no evidence" if difference is None else difference.claim
     binary = is_binary(start.on(numbers)) and is_binary(best.on(numbers))
     said = [*data.notes, *notes]
     if best is start:
         said.append("no proposal was better, so the start's values stay")
     return Report(
-        examples="test" if held_out else "train" if data.shared else "val", held_out=held_out, claim=claim,
+        examples="test" if held_out and data.test else "train" if data.shared else "val", held_out=held_out, claim=claim,
         best=summary(best, numbers, floor, binary=binary), start=summary(start, numbers, floor, binary=binary),
         difference=difference,
         trials=len(session.attempts), accepted=sum(attempt.accepted for attempt in session.attempts),

@@ -135,7 +135,7 @@ class _Engine:
         session = self.session = await self._begun()
         ended = await self._searched(session)
         best = session.best()
-        announce(self.settings, "test", f"{ended}; testing on {len(self.settings.data.test)} examples")
+        announce(self.settings, "test", f"{ended}; testing on {len(self.settings.judged)} examples")
         self.opening.ledger.hold()
         notes = await run_test(self.settings, session, best)
         report = report_of(self.settings, session, best, self.opening.ledger, notes)
@@ -177,7 +177,7 @@ class _Engine:
 
     def _hold_for_test(self, start: Candidate) -> None:
         """Keep what the test will cost, by what the start cost, from the search."""
-        numbers = self.settings.data.test
+        numbers = self.settings.judged
         # the start's may be known from an earlier session, a new best's never are
         test = len(numbers) + sum(number not in start.scores for number in numbers)
         costs = [score.cost for score in start.scores.values() if score.cost.calls]

@@ -26,7 +26,13 @@ _GRACE_S = 1.0
 
 
 class Executor(Protocol):
-    """Runs jobs. `run` may be called for several sets of jobs at once."""
+    """Runs jobs. `run` may be called for several sets of jobs at once.
+
+    Attributes:
+        apart: Whether jobs run in other processes, so that no autograd graph comes back.
+    """
+
+    apart: bool
 
     async def run(self, jobs: Sequence[Any], work: Work) -> list[Any]:
         """The result of `work(job)` for each job, in their order.
@@ -54,6 +60,8 @@ class LocalExecutor:
     Args:
         concurrency: Jobs at once, over all calls of `run`.
     """
+
+    apart = False
 
     def __init__(self, concurrency: int) -> None:
         self.concurrency = concurrency

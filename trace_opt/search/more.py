@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from trace_opt.core.rollout import Rollout
+from trace_opt.core.rollout import Cost, Rollout
+from trace_opt.search.rolling import torch_stream
 
 if TYPE_CHECKING:
+    import torch
+
     from trace_opt.core.reuse import Memos
     from trace_opt.search.bench import Bench
     from trace_opt.search.budget import Account
@@ -24,6 +27,8 @@ class More:
         account: Pays for what the optimizer itself asks a model.
         part: Names the proposal in the store.
         saved: What an earlier session kept of it.
+        seed: The proposal's; orders its epochs.
+        test: What testing the proposal will take, in cost and rollouts: kept from what it spends on rollouts.
 
     Attributes:
         accounts: What is not yet booked.
@@ -31,9 +36,12 @@ class More:
 
     def __init__(
         self, bench: Bench, keeper: Keeper, base: Mapping[str, Any], account: Account, part: str,
-        saved: Mapping[str, Any] | None,
+        saved: Mapping[str, Any] | None, seed: int, test: tuple[Cost, int],
     ) -> None:  # fmt: skip
+        self._seed = seed
+        self._test = test
         self.saved = saved
+        self.batches = bench.data.batches
         self.accounts: list[Account] = [account]
         self._account = account
         self._bench = bench
@@ -41,15 +49,19 @@ class More:
         self._base = base
         self._part = part
         self._kept = saved is not None
+        self._stream: torch.Tensor | None = None  # where torch's own stream stood before training
 
     async def run(
         self, points: Sequence[Mapping[str, Any]], examples: Sequence[Any], *, grad: bool, repeat: int,
         memos: Memos | None,
     ) -> list[list[Rollout]]:  # fmt: skip
         """See `Rollouts.run_all`."""
+        if grad and self._stream is None:
+            self._stream = torch_stream().get_state()
         values = [{**self._base, **point} for point in points]
         jobs = self._bench.free_jobs(values, examples, training=grad, repeat=repeat, memos=memos)
-        found = await self._bench.unsaved(jobs, self.accounts)
+        with self._bench.ledger.aside(*self._test):
+            found = await self._bench.unsaved(jobs, self.accounts)
         count = len(examples)
         return [found[i * count : (i + 1) * count] for i in range(len(points))]
 
@@ -57,9 +69,14 @@ class More:
         """See `Rollouts.share`."""
         return self._bench.ledger.share(done)
 
+    def affordable(self) -> int | None:
+        """See `Rollouts.affordable`."""
+        left = self._bench.ledger.rollouts_left
+        return None if left is None else max(0, left - self._test[1])
+
     def epoch(self, number: int) -> Iterable[Any]:
         """See `Rollouts.epoch`."""
-        return self._bench.data.epoch(self._bench.seed, number)
+        return self._bench.data.epoch(self._seed, number)
 
     async def checkpoint(self, state: Mapping[str, Any]) -> None:
         """See `Rollouts.checkpoint`."""
@@ -68,6 +85,12 @@ class More:
         self.land()
         self._account.clear()
         self.accounts[:] = [self._account]
+
+    def end(self) -> None:
+        """Put back what training rollouts moved in the process."""
+        if self._stream is not None:
+            torch_stream().set_state(self._stream)
+            self._stream = None
 
     def forget(self) -> None:
         """Drop what was kept of the proposal: it is finished, or fell through."""

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, cast
 
+from trace_opt.core.codec import decode
+from trace_opt.core.node import is_a
 from trace_opt.core.parameter import short
 from trace_opt.core.rollout import Cost
 from trace_opt.search import statistics
@@ -173,10 +175,16 @@ class Report:
             lines.append(f"  difference  {self.difference}")
         if self.examples != "given":
             lines.append(f"  {_SAYS[self.claim]}; {self.trials} trials, {self.accepted} accepted")
-        lines += [f"  {name}: {short(before)} -> {short(after)}" for name, (before, after) in self.changed.items()]
+        lines += [f"  {name}: {_shown(before)} -> {_shown(after)}" for name, (before, after) in self.changed.items()]
         lines += [f"  {role}: {_spent(cost)}" for role, cost in self.spend.items()]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    """A value as people read it: a tensor by its numbers."""
+    tagged = is_a(value, dict) and "$" in value
+    return " ".join(short(decode(value) if tagged else value).split())
 
 
 def _spent(cost: Mapping[str, Any]) -> str:

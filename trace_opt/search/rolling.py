@@ -10,6 +10,7 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
@@ -22,6 +23,8 @@ from trace_opt.errors import FeedbackError, OpError
 from trace_opt.llm.meter import charging
 
 if TYPE_CHECKING:
+    import torch
+
     from trace_opt.core.graph import Graph
     from trace_opt.core.node import Failure, Node
     from trace_opt.core.reuse import Memo
@@ -45,10 +48,15 @@ class Job:
         seed: The rollout's seed.
         keep: Whether the graph is wanted.
         training: Whether tensors among the values that require grad are handed out as they are.
+        apart: Whether it runs in another process than the search, so that gradients have to travel by name.
         memo: What op calls on the example gave before, or None.
+        repeat: Which time the example is run.
     """
 
-    __slots__ = ("_name", "bound", "candidate", "example", "keep", "memo", "number", "seed", "training", "values")
+    __slots__ = (
+        "_name", "apart", "bound", "candidate", "example", "keep", "memo", "number", "repeat", "seed", "training",
+        "values",
+    )  # fmt: skip
 
     def __init__(
         self, candidate: int, values: dict[str, Any], number: int, example: Any, *, bound: Bound, seed: int,
@@ -62,6 +70,8 @@ class Job:
         self.seed = seed
         self.keep = keep
         self.training = False
+        self.apart = False
+        self.repeat = 0
         self.memo: Memo | None = None
         self._name = name
 
@@ -97,9 +107,11 @@ class Roller:
         account = self.ledger.account("workflow", job)
         began = perf_counter()
         args, keywords = job.bound
+        if job.training:
+            _seed_torch(job)
         with charging(account):
             try:
-                with record(job.values, job.seed, training=job.training, memo=job.memo) as graph:
+                with record(job.values, job.seed, training=job.training, memo=job.memo, repeat=job.repeat) as graph:
                     output = self.workflow(*args, **keywords)
                     if _awaits(output):
                         output = asyncio.run(_awaited(output))
@@ -110,7 +122,8 @@ class Roller:
             self._show(job, graph)
             output = plain(output)
             feedback = self._said(job, output, account)
-        return done(job, graph, node, output, feedback, account, perf_counter() - began), account
+        rollout = done(job, graph, node, output, feedback, account, perf_counter() - began)
+        return travelling(rollout) if job.apart else rollout, account
 
     async def arun(self, job: Job) -> tuple[Rollout, Account]:
         """A rollout of an async workflow."""
@@ -119,7 +132,7 @@ class Roller:
         args, keywords = job.bound
         with charging(account):
             try:
-                with record(job.values, job.seed, training=job.training, memo=job.memo) as graph:
+                with record(job.values, job.seed, training=job.training, memo=job.memo, repeat=job.repeat) as graph:
                     output = await self.workflow(*args, **keywords)
                     node = graph.output(output) if job.keep else None
             except OpError as error:
@@ -129,7 +142,8 @@ class Roller:
             output = plain(output)
             # a guide that asks a model would hold up the loop
             feedback = await self._executor.in_thread(lambda: self._said(job, output, account))
-        return done(job, graph, node, output, feedback, account, perf_counter() - began), account
+        rollout = done(job, graph, node, output, feedback, account, perf_counter() - began)
+        return travelling(rollout) if job.apart else rollout, account
 
     def _show(self, job: Job, graph: Graph) -> None:
         if self.seen is not None:
@@ -144,7 +158,7 @@ class Roller:
         """
         account.role = "guide"
         try:
-            with in_force(job.values, job.seed, training=job.training):
+            with in_force(job.values, job.seed, training=job.training, repeat=job.repeat):
                 said: Any = self.guide(output, job.example)
                 if _awaits(said):
                     said = asyncio.run(_awaited(said))
@@ -160,6 +174,23 @@ class Roller:
                 "better), or a Feedback with a score"
             )
         return feedback
+
+
+def _seed_torch(job: Job) -> None:
+    """Let a training rollout's seed decide what it draws from torch's own stream (dropout).
+
+    The stream is the process's: it decides as long as training rollouts run one after another, as those do that return
+    at once. Whoever trains puts it back to where it was.
+    """
+    torch_stream().manual_seed(job.seed * 1_000_003 + job.repeat)
+
+
+@cache
+def torch_stream() -> torch.Generator:
+    """What torch's functions draw from on the CPU."""
+    import torch
+
+    return torch.default_generator
 
 
 def scored(feedback: Feedback) -> Feedback:
@@ -193,6 +224,23 @@ def done(
         example=job.example, values=job.values, seed=job.seed, graph=graph if job.keep else None, node=node,
         output=output if job.keep else None, feedback=feedback, cost=account.cost, seconds=seconds,
     )  # fmt: skip
+
+
+def travelling(rollout: Rollout) -> Rollout:
+    """A training rollout as it can go to another process: gradients by name in place of what leads to them."""
+    from trace_opt.core.tensors import gradients_by_name
+
+    loss = rollout.feedback.loss
+    if loss is None:
+        return replace(rollout, graph=None, node=None, output=None, values={})
+    named = loss if isinstance(loss, dict) else {"loss": loss}
+    gradients = {name: gradients_by_name(part, rollout.values) for name, part in named.items()}
+    values = {name: float(part.detach()) for name, part in named.items()}
+    said = replace(
+        rollout.feedback, score=rollout.feedback.score or {name: -value for name, value in values.items()},
+        loss={name: part.detach() for name, part in named.items()},
+    )  # fmt: skip
+    return replace(rollout, graph=None, node=None, output=None, values={}, feedback=said, gradients=gradients)
 
 
 def failed(job: Job, error: OpError, account: Account, seconds: float) -> Rollout:

@@ -7,6 +7,7 @@ one order of effect, so that a run repeats, and goes on after a kill, bit for bi
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from trace_opt.core.codec import content_hash, decode, dump_value, encode
 from trace_opt.core.context import in_force
+from trace_opt.core.neural import trained_with
 from trace_opt.core.parameter import Parameter
-from trace_opt.core.rollout import Rollout, Rollouts
+from trace_opt.core.rollout import Cost, Rollout, Rollouts
 from trace_opt.errors import LLMError, ReplyError
 from trace_opt.llm.meter import charging
 from trace_opt.optim.base import Optimizer, Outcome, Proposal, Trial
@@ -139,8 +141,9 @@ class Session:
         return next(c for c, mean in zip(reversed(whole), reversed(shrunk), strict=True) if mean >= top - 1e-12)
 
     def mean_of(self, candidate: Candidate) -> float:
-        """A candidate's mean score over the validation examples it was tried on."""
-        return statistics.mean(candidate.on(candidate.known(self.order)), self.bench.floor)
+        """A candidate's mean score over the validation examples it was tried on; NaN where it was tried on none."""
+        scores = candidate.on(candidate.known(self.order))
+        return statistics.mean(scores, self.bench.floor) if scores else math.nan
 
     # -- proposing ---------------------------------------------------------------------------------------------------
 
@@ -216,14 +219,8 @@ class Session:
             items = [base.kept[n] for n in numbers]
         account = self.bench.ledger.account("optimizer", f"proposal {number} by {name}")
         place = self._turn_of.index(self.optimizers.index(optimizer))
-        more = More(
-            self.bench,
-            self.keeper,
-            base.values,
-            account,
-            part := f"proposal {step}/{slot}/{place}",
-            self._saved.get(part),
-        )
+        part = f"proposal {step}/{slot}/{place}"
+        more = More(self.bench, self.keeper, base.values, account, part, self._saved.get(part), seed, self._test())
         rollouts = Rollouts(items, train=self._train, seed=seed, runner=more)
         mine = [p for p in self.parameters.values() if self._owner(p) is optimizer]
         began = time.monotonic()
@@ -234,11 +231,23 @@ class Session:
             self._failures = 0
         except (ReplyError, LLMError) as error:
             proposal, verdict = Proposal(reason=str(error)), self._failure(error)
+        finally:
+            more.end()
         attempt = self._attempt(optimizer, base, proposal, number, step, slot, verdict)
         more.forget()
         self.keeper.book(attempt, optimizer, more.accounts, now=time.monotonic() - began >= LONG_S)
         more.land()
         return attempt
+
+    def _test(self) -> tuple[Cost, int]:
+        """What testing one proposal takes, by what the start cost: its cost and rollouts."""
+        if not self._tests:
+            return Cost(), 0
+        total = sum((score.cost for score in self.start.scores.values()), Cost())
+        share = len(self.order) / max(1, len(self.start.scores))
+        usd = None if total.usd is None else total.usd * share
+        calls, tokens_in, tokens_out = (math.ceil(n * share) for n in (total.calls, total.tokens_in, total.tokens_out))
+        return Cost(calls, tokens_in, tokens_out, usd), len(self.order)
 
     def _owner(self, parameter: Parameter[Any]) -> Optimizer | None:
         place = self.owned.get(parameter.name)
@@ -274,13 +283,17 @@ class Session:
         """What is wrong with the values proposed; "" where nothing is."""
         for name, value in proposal.values.items():
             parameter = self.parameters.get(name)
-            if parameter is None or self._owner(parameter) is not optimizer:
+            if parameter is None or not self._may_write(parameter, optimizer):
                 return f"not allowed: {type(optimizer).__name__} does not own a parameter {name!r}"
             try:
                 parameter.check(value)
             except ValueError as error:
                 return f"not allowed: {error}"
         return ""
+
+    def _may_write(self, parameter: Parameter[Any], optimizer: Optimizer) -> bool:
+        """Whether an optimizer owns a parameter, or weights whose training writes that buffer."""
+        return any(self._owner(one) is optimizer for one in (parameter, *trained_with(parameter)))
 
     def put(self, attempt: Attempt, values: dict[str, Any]) -> None:
         """Make the candidate of an attempt, or find the one that has its values already."""

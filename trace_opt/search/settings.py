@@ -82,6 +82,11 @@ class Settings:
         return None if self.score_range is None else float(self.score_range[0])
 
     @property
+    def judged(self) -> range:
+        """The examples that start and best are compared on at the end: a search without a gate has not used the others."""
+        return self.data.test if self.data.test or self.search.tests else self.data.val
+
+    @property
     def config(self) -> dict[str, Any]:
         """The settings that decide the run's course, JSON-able."""
         return {**self.prints["settings"], "origin": dict(self.origin), "concurrency": self.concurrency}
@@ -206,7 +211,7 @@ def needs(settings: Settings, *, proposing: bool) -> dict[str, int]:
     reading = settings.optimizers is None or any(getattr(o, "wants_rollouts", True) for o in settings.optimizers)
     batch = min(settings.search.minibatch, len(data.train)) if proposing and reading and not data.shared else 0
     return {"to score the start": len(data.val), "to propose from": batch, "to try a proposal": first,
-            "for the test": 2 * len(data.test)}  # fmt: skip
+            "for the test": 2 * len(settings.judged)}  # fmt: skip
 
 
 def _check_budget(settings: Settings) -> None:

@@ -53,6 +53,11 @@ class Data:
         return [self.examples[self.train[n]] for n in _epoch(len(self.train), seed, "phase", number)]
 
     @property
+    def batches(self) -> int | None:
+        """How many batches an epoch of the DataLoader has; None without one."""
+        return None if self.loader is None else len(self.loader)
+
+    @property
     def shared(self) -> bool:
         """Whether candidates are chosen by the training examples."""
         return self.val == self.train

@@ -1,4 +1,4 @@
-"""What a plug-in author needs to test against trace_opt: model doubles without a network, a key or a wait."""
+"""A model double: a function answers, all else is as with a real model, without a network, a key or a wait."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from trace_opt.llm.faults import ANSWERED, UNSENT, CallError
 from trace_opt.llm.limits import Retry, no_waits
 from trace_opt.llm.prices import Price
 from trace_opt.llm.stack import Backend, metered, seeded
-
-__all__ = ["ScriptedLLM", "no_waits"]
 
 Answer = str | Reply | Exception
 Script = Callable[[Sequence[Message]], "Answer | Awaitable[Answer]"]
