@@ -1,0 +1,241 @@
+"""What a search ends with when the truth is known: greedy search behind the search gate against GEPA's acceptance loop.
+
+    python benchmarks/search_simulation.py [--quick]    both loops in 48 cells, 100 seeds each
+    python benchmarks/search_simulation.py --tune       the greedy loop alone, with other settings of its gate
+
+A candidate is a number, its true accuracy; its answers on the validation examples are drawn once and are right that
+often. Both loops get the same families of proposals, pay one evaluation for every answer they look at for the first time
+(GEPA's also for the minibatches that it evaluates again), and three for the feedback a proposal is made from. GEPA's loop
+is written from its definition: parents by coverage of the per-example front, three examples and the greater sum, then
+all validation examples; the best mean on those is its choice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import harness
+import numpy as np
+
+from trace_opt.search.gate import Gate, trial_order
+from trace_opt.search.sign_test import pair_chances
+from trace_opt.search.statistics import shrunken
+
+N = 100
+MINIBATCH = 3
+START = 0.4
+
+Rng = np.random.Generator
+Family = Callable[[float, Rng], float]
+FAMILIES: dict[str, Family] = {
+    "N(0, .05)": lambda parent, rng: parent + rng.normal(0.0, 0.05),
+    "N(-.03, .08)": lambda parent, rng: parent + rng.normal(-0.03, 0.08),
+    "+.10 at .2, else -.05": lambda parent, rng: parent + (0.10 if rng.random() < 0.2 else -0.05),
+    "+-.03": lambda parent, rng: parent + (0.03 if rng.random() < 0.5 else -0.03),
+    "+.20 at .1, else -.10": lambda parent, rng: parent + (0.20 if rng.random() < 0.1 else -0.10),
+    "N(.5, .1) absolute": lambda _, rng: rng.normal(0.5, 0.1),
+}
+
+
+class Spent(Exception):  # noqa: N818 # an end, not an error
+    """The budget is spent."""
+
+
+@dataclass(eq=False)
+class Candidate:
+    truth: float
+    right: np.ndarray[Any, Any]
+    train: np.ndarray[Any, Any]
+    known: np.ndarray[Any, Any] = field(default_factory=lambda: np.zeros(N, dtype=bool))
+
+    @property
+    def mean(self) -> float:
+        return float(self.right[self.known].mean()) if self.known.any() else 0.0
+
+
+class World:
+    """Proposals and answers of one seed, and what was paid."""
+
+    def __init__(self, family: str, shared: float, budget: int, charge: int, seed: int) -> None:
+        self.rng = np.random.default_rng([seed, list(FAMILIES).index(family), round(100 * shared)])
+        self._family, self._budget, self._charge = FAMILIES[family], budget, charge
+        self._hard = self.rng.random(2 * N)
+        self._common = np.arange(2 * N) % 100 < 100 * shared
+        self.rng.shuffle(self._common)
+        self.spent = 0
+        self.start = self._made(START)
+
+    def _made(self, truth: float) -> Candidate:
+        truth = min(max(truth, 0.0), 1.0)
+        draws = np.where(self._common, self._hard, self.rng.random(2 * N))
+        right = (draws < truth).astype(float)
+        return Candidate(truth, right[:N], right[N:])
+
+    def pay(self, evaluations: int) -> None:
+        if self.spent + evaluations > self._budget:
+            raise Spent
+        self.spent += evaluations
+
+    def propose(self, parent: Candidate) -> Candidate:
+        self.pay(self._charge)
+        return self._made(self._family(parent.truth, self.rng))
+
+    def answer(self, candidate: Candidate, example: int) -> float:
+        if not candidate.known[example]:
+            self.pay(1)
+            candidate.known[example] = True
+        return float(candidate.right[example])
+
+    def answers(self, candidate: Candidate) -> None:
+        self.pay(N - int(candidate.known.sum()))
+        candidate.known[:] = True
+
+
+def gepa(world: World) -> Candidate:
+    """GEPA's acceptance loop."""
+    pool = [world.start]
+    epoch: list[int] = []
+    try:
+        world.answers(world.start)
+        while True:
+            parent = pool[_parent(pool, world.rng)]
+            if len(epoch) < MINIBATCH:
+                epoch = [*epoch, *world.rng.permutation(N).tolist()]
+            batch, epoch = epoch[:MINIBATCH], epoch[MINIBATCH:]
+            world.pay(MINIBATCH)
+            before = parent.train[batch].sum()
+            if before == MINIBATCH:
+                continue
+            child = world.propose(parent)
+            world.pay(MINIBATCH)
+            if child.train[batch].sum() > before:
+                world.answers(child)
+                pool.append(child)
+    except Spent:
+        return max(pool, key=lambda candidate: candidate.mean)
+
+
+def _parent(pool: Sequence[Candidate], rng: Rng) -> int:
+    """A candidate by how many examples it leads on, those left out that others cover."""
+    scores = np.array([candidate.right for candidate in pool])
+    leads = scores == scores.max(axis=0)
+    alive = np.ones(len(pool), dtype=bool)
+    for index in np.argsort(scores.mean(axis=1), kind="stable"):
+        alive[index] = False
+        if not leads[alive][:, leads[index]].any(axis=0).all():
+            alive[index] = True
+    weights = leads.sum(axis=1) * alive
+    return int(rng.choice(len(pool), p=weights / weights.sum()))
+
+
+def greedy(world: World, gate: Gate, seed: int, *, final: str = "shrunken") -> Candidate:
+    """Greedy search: one incumbent, and the gate between it and every proposal."""
+    incumbent = world.start
+    chain = [incumbent]
+    try:
+        for trial in itertools.count():
+            world.pay(MINIBATCH)
+            child = world.propose(incumbent)
+            comparison = gate.begin(N)
+            for example in trial_order(range(N), seed, trial):
+                before = world.answer(incumbent, example)
+                if comparison.add(before, world.answer(child, example)) is not None:
+                    break
+            if comparison.verdict is not None and comparison.verdict.accepted:
+                incumbent = child
+                chain.append(child)
+    except Spent:
+        pass
+    if final == "last":
+        return incumbent
+    judged = [candidate for candidate in chain if candidate.known.any()]
+    means = shrunken([c.mean for c in judged], [int(c.known.sum()) for c in judged])
+    return judged[max(range(len(judged)), key=lambda i: (means[i], i))] if judged else incumbent
+
+
+CELLS = list(itertools.product(FAMILIES, (0.0, 0.5), (1_000, 3_000), (0, 5)))
+
+
+def truths(loop: Callable[[World, int], Candidate], cell: tuple[str, float, int, int], seeds: int) -> list[float]:
+    return [loop(World(*cell, seed), seed).truth for seed in range(seeds)]
+
+
+def named(cell: tuple[str, float, int, int]) -> str:
+    family, shared, budget, charge = cell
+    return f"{family}; {shared:.0%} shared; {budget} evaluations; a proposal costs {charge}"
+
+
+def compared(gate: Gate, seeds: int) -> dict[str, Any]:
+    """Both loops in every cell: mean true accuracy of what they choose, in points."""
+    cells: dict[str, Any] = {}
+    gains: list[float] = []
+    for cell in CELLS:
+        theirs = truths(lambda world, _: gepa(world), cell, seeds)
+        ours = truths(lambda world, seed: greedy(world, gate, seed), cell, seeds)
+        differences = [100 * (a - b) for a, b in zip(ours, theirs, strict=True)]
+        gain = math.fsum(differences) / seeds
+        error = float(np.std(differences, ddof=1)) / math.sqrt(seeds)
+        gains.append(gain)
+        print(named(cell), f"{gain:+.1f}", flush=True)
+        cells[named(cell)] = {
+            "greedy": round(100 * math.fsum(ours) / seeds, 1), "GEPA": round(100 * math.fsum(theirs) / seeds, 1),
+            "gain": round(gain, 1), "standard error": round(error, 1),
+        }  # fmt: skip
+    return {"seeds": seeds, "mean gain": round(math.fsum(gains) / len(gains), 2), "least gain": round(min(gains), 2),
+            "cells": cells}  # fmt: skip
+
+
+STRICT = {"gamma": 0.15, "delta": 2.0, "reach": 1.7, "planned": 0.5}
+TUNED: list[dict[str, float]] = [
+    {"alpha": 0.05, **STRICT},
+    {"alpha": 0.3, **STRICT, "gamma": 0.3, "delta": 1.0},
+    {"alpha": 0.4, **STRICT, "gamma": 0.3, "delta": 1.0},
+    {"alpha": 0.5, **STRICT, "gamma": 0.3, "delta": 1.0},
+    {"alpha": 0.4, "gamma": 0.3, "delta": 1.0, "reach": 0.5, "planned": 0.5},
+    {"alpha": 0.5, "gamma": 0.5, "delta": 1.0, "reach": 0.5, "planned": 0.5},
+    {"alpha": 0.7, "gamma": 0.5, "delta": 1.0, "reach": 0.5, "planned": 0.3},
+    {"alpha": 0.9, "gamma": 0.5, "delta": 1.0, "reach": 0.5, "planned": 0.2},
+    {"alpha": 0.9, "gamma": 0.5, "delta": 0.5, "reach": 0.5, "planned": 0.2},
+    {"alpha": 0.9, "gamma": 0.5, "delta": 0.75, "reach": 0.5, "planned": 0.2},
+    {"alpha": 0.9, "gamma": 0.5, "delta": 0.75, "reach": 0.5, "planned": 0.2, "block": 4},
+    {"alpha": 0.9, "gamma": 0.5, "delta": 0.75, "reach": 0.5, "planned": 0.2, "block": 8},
+]
+
+
+def tuned(seeds: int) -> list[dict[str, Any]]:
+    """Mean true accuracy over all cells by the settings of the gate."""
+    rows: list[dict[str, Any]] = []
+    for settings in TUNED:
+        gate = Gate(**settings)  # type: ignore[arg-type]
+        means = [
+            100 * math.fsum(truths(lambda w, seed, g=gate: greedy(w, g, seed), cell, seeds)) / seeds for cell in CELLS
+        ]
+        equal = gate.characteristics(*pair_chances(0.5, 0.5), N)
+        rows.append({
+            **settings, "mean": round(math.fsum(means) / len(means), 2),
+            "equal accepted %": round(100 * equal.better, 1), "examples": round(equal.examples, 1),
+        })  # fmt: skip
+        print(rows[-1], flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true", help="10 seeds, not 100")
+    parser.add_argument("--tune", action="store_true", help="other settings of the gate instead, 20 seeds each")
+    args = parser.parse_args()
+    seeds = 10 if args.quick else 20 if args.tune else 100
+    if args.tune:
+        harness.save("search_gate_settings", {"settings": tuned(seeds)}, seeds=list(range(seeds)))
+    else:
+        figures = {"gate": str(Gate.search()), **compared(Gate.search(), seeds)}
+        harness.save("search_simulation", figures, seeds=list(range(seeds)))
+
+
+if __name__ == "__main__":
+    main()
