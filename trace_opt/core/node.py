@@ -27,6 +27,9 @@ is_kind: Callable[[Any, Any], bool] = issubclass
 ATOMIC: frozenset[type] = frozenset({int, float, str, bytes, bool, complex, type(None)})
 """Classes whose values hold no other value: they are never looked into."""
 
+TENSORS: dict[type, Any] = {}
+"""torch's tensor classes, once one of their values is recorded, and the class of the results that stand for them."""
+
 SOLID: set[type] = set(ATOMIC)
 """Those and torch's own tensors, once there is one: no result can be inside their values."""
 
@@ -220,7 +223,13 @@ class ParameterNode(Node[T]):
     __slots__ = ("description", "name", "parameter")
 
     def __init__(self, value: T, name: str, description: str = "", parameter: Parameter[T] | None = None) -> None:
-        super().__init__(PARAMETER, value)
+        # one for each parameter of each rollout: written out instead of calling Node's
+        self.op = PARAMETER
+        self.value = value
+        self.inputs = self.trail = ()
+        self.control = None
+        self.seconds = 0.0
+        self.index = -1
         self.name = name
         self.description = description
         self.parameter = parameter

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any, NoReturn
 
 from trace_opt.core.context import FRAME
-from trace_opt.core.node import SOLID, Node, Op, class_of
+from trace_opt.core.node import TENSORS, Node, Op, class_of
 from trace_opt.core.operators import (
     COPY,
     DECISIONS,
@@ -212,10 +212,16 @@ def wrap(frame: Frame, node: Node[Any]) -> Any:
     kind = class_of(value)
     made = STAND_INS.get(kind)
     if made is None:
+        tensor = TENSORS.get(kind)
+        if tensor is not None:
+            result: Any = value.as_subclass(tensor)
+            result._trace_node = node
+            result._trace_graph = frame.graph
+            return result
         if value is None:
             frame.decide(NONE, (node,), None)
             return None
-        if kind in SOLID or _is_tensor_class(kind):
+        if _is_tensor_class(kind):
             return _tensors().wrap_tensor(frame, node)
         from trace_opt.core.standins import stand_in
 

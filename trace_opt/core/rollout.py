@@ -35,9 +35,9 @@ class Cost:
         return Cost(self.calls + other.calls, self.tokens_in + other.tokens_in, self.tokens_out + other.tokens_out, usd)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Rollout:
-    """One run of a workflow on one example under one candidate's values.
+    """One run of a workflow on one example under one candidate's values. Never written to once it is made.
 
     Attributes:
         example: The datum it ran on (None by hand).
@@ -204,7 +204,7 @@ class Rollouts(Sequence[Rollout]):
         Raises:
             BudgetError: the budget cannot pay for them.
         """
-        return (await self.run_all([values], examples, grad=grad, repeat=repeat, memos=memos))[0]
+        return (await self._needed().run([values], examples, grad=grad, repeat=repeat, memos=memos))[0]
 
     async def run_all(
         self, points: Sequence[Mapping[str, Any]], examples: Sequence[Any], *, grad: bool = False, repeat: int = 0,

@@ -15,6 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextvars import ContextVar
+from functools import cache
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, cast
 from weakref import ref
@@ -205,14 +206,14 @@ class Frame:
 
     def read(self, parameter: Parameter[Any]) -> Any:
         """A parameter's value as code here is to see it: plain in a body, a recorded result in the workflow."""
-        frame = self.mine() or self
+        frame = self
+        if self.thread != get_ident() or running_loop() is not None:
+            frame = self.mine() or self
         node = frame.graph.parameter_node(parameter)
         if frame.inside:
             frame.log.append(node)
             return node.value
-        from trace_opt.core.result import wrap
-
-        return wrap(frame, node)
+        return _wrap()(frame, node)
 
     def settle(self, start: int) -> tuple[Node[Any], ...]:
         """Take the log from `start` on: reads once each, inner calls in order."""
@@ -229,6 +230,14 @@ class Frame:
         self.add(node)
         mark_error(error, node)
         self.decide(RAISED, (node,), str(node.value))
+
+
+@cache
+def _wrap() -> Callable[[Frame, Node[Any]], Any]:
+    # it imports this module; an import statement in `read` would cost a third of it
+    from trace_opt.core.result import wrap
+
+    return wrap
 
 
 def _oldest_task() -> asyncio.Task[Any]:

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 from trace_opt.core.context import FRAME
-from trace_opt.core.node import SOLID, Node, Op, is_a
+from trace_opt.core.node import SOLID, TENSORS, Node, Op, is_a
 from trace_opt.core.operators import BINARY, DEEPCOPY, GETATTR, function_op
 from trace_opt.core.result import Result, apply, bare, changeable, decision, record_value, textual, working
 from trace_opt.core.standins import PLAIN_STAND_INS
@@ -84,6 +84,7 @@ def _tensor_class() -> Any:
             return decision(self, "array", lambda value: value.__array__(*args, **kwargs))
 
     SOLID.update((torch.Tensor, torch.nn.Parameter))
+    TENSORS.update({torch.Tensor: TensorResult, torch.nn.Parameter: TensorResult})
     PLAIN_STAND_INS.add(TensorResult)
     for name, op in BINARY.items():  # x += 1 makes a new value, as it does for a number
         setattr(TensorResult, f"__i{name}__", _binary(op))

@@ -18,7 +18,7 @@ from typing import Any
 
 from trace_opt.core import arguments, calls, reuse
 from trace_opt.core.context import FRAME, Process
-from trace_opt.core.node import SOLID, Node, Op, class_of, is_a
+from trace_opt.core.node import SOLID, TENSORS, Node, Op, class_of, is_a
 from trace_opt.core.parameter import Parameter
 from trace_opt.core.result import STAND_INS, Blank, wrap
 from trace_opt.core.standins import PLAIN_STAND_INS
@@ -86,7 +86,7 @@ class Wrapper:
             "_t_ident": get_ident, "_t_loop": running_loop, "_t_process": Process, "_t_solid": SOLID,
             "_t_bare": arguments.bare_all, "_t_take": arguments.take, "_t_nested": calls.nested, "_t_settled": calls.settled,
             "_t_check": arguments.check_borrowed, "_t_clock": perf_counter, "_t_node": Node, "_t_wrap": wrap,
-            "_t_stand_in": STAND_INS.get, "_t_plain": PLAIN_STAND_INS, "_t_new": object.__new__, "_t_acall": calls.acall, "_t_stream": calls.stream,
+            "_t_stand_in": STAND_INS.get, "_t_tensor": TENSORS.get, "_t_plain": PLAIN_STAND_INS, "_t_new": object.__new__, "_t_acall": calls.acall, "_t_stream": calls.stream,
             "_t_inline": _inline, "_t_max_items": self.max_items, "_t_scoped": calls.scoped,
             "_t_reused": reuse.reused, "_t_areused": reuse.areused, "_t_blank": Blank, "_t_parameter": Parameter,
             **defaults,
@@ -184,7 +184,13 @@ class Wrapper:
             "    _t_made.index = -1",
             "    _t_f.add(_t_made)",
             "    _t_class = _t_stand_in(type(_t_value))",
-            "    if _t_class is None: return _t_wrap(_t_f, _t_made)",
+            "    if _t_class is None:",
+            "        _t_class = _t_tensor(type(_t_value))",
+            "        if _t_class is None: return _t_wrap(_t_f, _t_made)",
+            "        _t_result = _t_value.as_subclass(_t_class)",
+            "        _t_result._trace_node = _t_made",
+            "        _t_result._trace_graph = _t_g",
+            "        return _t_result",
             "    _t_result = _t_blank()",
             "    _t_result._trace_node = _t_made",
             "    _t_result._trace_graph = _t_g",

@@ -217,15 +217,30 @@ class Bench:
         self.ledger.take_unsaved(len(jobs))
         if self._quick_s * len(jobs) < _INLINE_S and not self._roller.is_async and not self._executor.apart:
             # handing work to a thread takes longer than such work itself
-            found = [self._roller.run(job) for job in jobs]
+            found = self._inline(jobs)
             if perf_counter() - self._yielded > _YIELD_S:
                 self._yielded = perf_counter()
                 await asyncio.sleep(0)
         else:
             found = await self._executor.run(jobs, self._roller.arun if self._roller.is_async else self._roller.run)
-        self._quick_s = max(rollout.seconds for rollout, _ in found) if found else self._quick_s
-        accounts += [account for _, account in found if account.spend]
-        return [rollout for rollout, _ in found]
+        slowest = 0.0
+        rollouts: list[Rollout] = []
+        for rollout, account in found:
+            slowest = max(slowest, rollout.seconds)
+            rollouts.append(rollout)
+            if account.spend:
+                accounts.append(account)
+        self._quick_s = slowest if found else self._quick_s
+        return rollouts
+
+    def _inline(self, jobs: Sequence[Job]) -> list[tuple[Rollout, Account]]:
+        """Run jobs here and now, as a thread of their own would: no event loop is running for their code."""
+        loop = asyncio._get_running_loop()
+        asyncio._set_running_loop(None)
+        try:
+            return [self._roller.run(job) for job in jobs]
+        finally:
+            asyncio._set_running_loop(loop)
 
     # -- running -----------------------------------------------------------------------------------------------------
 

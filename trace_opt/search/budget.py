@@ -106,6 +106,9 @@ class Flight:
     worst: Cost
 
 
+NOTHING = Cost()
+
+
 class Account:
     """What one rollout or proposal spends; an `llm.meter.Ledger`.
 
@@ -150,7 +153,7 @@ class Account:
     @property
     def cost(self) -> Cost:
         """All of it."""
-        return sum(self.spend.values(), Cost())
+        return sum(self.spend.values(), NOTHING)
 
 
 class Ledger:
@@ -290,12 +293,7 @@ class Ledger:
         Raises:
             BudgetError: the budget does not cover them, or time is up.
         """
-        self.check_time()
-        with self._lock:
-            limit = self.budget.rollouts
-            if limit is not None and self.rollouts + self._held_rollouts + count > limit:
-                raise BudgetError(self._refusal("rollouts", str(self.rollouts), str(count)))
-            self.rollouts += count
+        self._take(count, 0)
 
     def take_unsaved(self, count: int) -> None:
         """Pay for rollouts that no row of the store will tell of.
@@ -303,9 +301,16 @@ class Ledger:
         Raises:
             BudgetError: as `take_rollouts`.
         """
-        self.take_rollouts(count)
+        self._take(count, count)
+
+    def _take(self, count: int, unsaved: int) -> None:
+        self.check_time()
         with self._lock:
-            self.unsaved += count
+            limit = self.budget.rollouts
+            if limit is not None and self.rollouts + self._held_rollouts + count > limit:
+                raise BudgetError(self._refusal("rollouts", str(self.rollouts), str(count)))
+            self.rollouts += count
+            self.unsaved += unsaved
 
     def share(self, done: float = 0.0) -> float | None:
         """The largest share spent of a limit on trials, rollouts, calls, tokens or USD, in [0, 1]; None where none is set.

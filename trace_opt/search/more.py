@@ -60,8 +60,13 @@ class More:
             self._stream = torch_stream().get_state()
         values = [{**self._base, **point} for point in points]
         jobs = self._bench.free_jobs(values, examples, training=grad, repeat=repeat, memos=memos)
-        with self._bench.ledger.aside(*self._test):
+        if self._test[1]:
+            with self._bench.ledger.aside(*self._test):
+                found = await self._bench.unsaved(jobs, self.accounts)
+        else:
             found = await self._bench.unsaved(jobs, self.accounts)
+        if len(points) == 1:
+            return [found]
         count = len(examples)
         return [found[i * count : (i + 1) * count] for i in range(len(points))]
 

@@ -10,7 +10,7 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
@@ -162,13 +162,13 @@ class Roller:
                 said: Any = self.guide(output, job.example)
                 if _awaits(said):
                     said = asyncio.run(_awaited(said))
-            feedback = scored(Feedback.of(said)) if not job.training else Feedback.of(said)
+            feedback = Feedback.of(said) if job.training else scored(Feedback.of(said))
         except FeedbackError as error:
             raise FeedbackError(f"{error} (from the guide, on {job.name})") from error
         except Exception as error:
             error.add_note(f"raised by the guide on {job.name}")
             raise
-        if feedback.value is None and not (job.training and feedback.loss is not None):
+        if not (job.training and feedback.loss is not None) and feedback.value is None:
             raise FeedbackError(
                 f"the guide returned {said!r:.60} on {job.name}, which holds no score; return a number (greater is "
                 "better), or a Feedback with a score"
@@ -203,8 +203,13 @@ def scored(feedback: Feedback) -> Feedback:
 
 
 def _awaits(value: Any) -> bool:
-    # a twentieth of what inspect.isawaitable costs, which also looks for generators made coroutines
-    return hasattr(cast("Any", type(value)), "__await__")
+    return _are_awaited(cast("Any", type(value)))
+
+
+@lru_cache(maxsize=256)
+def _are_awaited(kind: type) -> bool:
+    # not inspect.isawaitable, which also looks for generators made coroutines and takes twenty times as long
+    return hasattr(kind, "__await__")
 
 
 async def _awaited(work: Awaitable[Any]) -> Any:

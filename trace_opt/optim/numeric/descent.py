@@ -70,7 +70,7 @@ class Descent:
         self._sums: dict[str, torch.Tensor] = {}
 
     async def minibatch(
-        self, examples: Sequence[Any], repeat: int, generator: torch.Generator, *, rows: bool = False,
+        self, examples: Sequence[Any], repeat: int, generator: torch.Generator | None = None, *, rows: bool = False,
         curvature: Curvature = "none",
     ) -> Found:  # fmt: skip
         """Run training rollouts and set `grad` of everything that moves.
@@ -78,7 +78,7 @@ class Descent:
         Args:
             examples: The minibatch.
             repeat: The number of the step: the chance of examples that are not listed, and of what is drawn.
-            generator: Draws choices, probes and labels.
+            generator: Draws choices, probes and labels, where there are any to draw.
             rows: Whether the gradient of each rollout is wanted.
             curvature: "hessian" or "gauss-newton", where an estimate is wanted.
 
@@ -93,12 +93,19 @@ class Descent:
         size = self.training.micro_batch or len(examples)
         kept: list[Rollout] = []
         for i in range(0, len(examples), size):
-            losses, rollouts = await self._losses(examples[i : i + size], repeat, generator)
-            good = [rollout for rollout in rollouts if rollout.error is None]
+            part = examples[i : i + size]
+            if self._choices is None or generator is None:
+                rollouts = await self._rollouts.run(self.values, part, grad=True, repeat=repeat, memos=self._memos)
+                good = [rollout for rollout in rollouts if rollout.error is None]
+                losses = [self._loss(rollout) for rollout in good]
+            else:
+                losses, rollouts = await self._expected(self._choices, part, repeat, generator)
+                good = [rollout for rollout in rollouts if rollout.error is None]
             found.failed += len(rollouts) - len(good)
             if losses:
-                self._clip_channels(good)
-                if curvature != "none" and found.curvature is None:
+                if self.training.clip_channels:
+                    self._clip_channels(good)
+                if curvature != "none" and generator is not None and found.curvature is None:
                     found.curvature = self._curvature(curvature, losses, good, generator)
                 self._back(losses, found, rows=rows)
                 kept = good
@@ -127,21 +134,13 @@ class Descent:
         if not good or surrogate is None:
             return None, found
         graphs = [rollout.graph for rollout in good if rollout.graph is not None]
-        self._clip_channels(good)
+        if self.training.clip_channels:
+            self._clip_channels(good)
         loss = _total([loss_of(rollout) for rollout in good]) / len(good)
         self._seen.update(name for name in self.leaves if was_read(name, good))
         return surrogate.expand(loss, graphs, self.leaves, self.moving), found
 
     # -- losses ------------------------------------------------------------------------------------------------------
-
-    async def _losses(
-        self, examples: Sequence[Any], repeat: int, generator: torch.Generator
-    ) -> tuple[list[Any], list[Rollout]]:
-        """A loss (or several by name) for each example that came through, in their order, and the rollouts."""
-        if self._choices is not None:
-            return await self._expected(self._choices, examples, repeat, generator)
-        rollouts = await self._rollouts.run(self.values, examples, grad=True, repeat=repeat, memos=self._memos)
-        return [self._loss(rollout) for rollout in rollouts if rollout.error is None], rollouts
 
     def _loss(self, rollout: Rollout) -> Any:
         if rollout.gradients is not None:
@@ -151,7 +150,7 @@ class Descent:
     async def _expected(
         self, choices: Choices, examples: Sequence[Any], repeat: int, generator: torch.Generator
     ) -> tuple[list[Any], list[Rollout]]:
-        """The same in expectation over the choices."""
+        """A loss for each example that came through, in expectation over the choices, and the rollouts."""
         losses: list[Any] = []
         everything: list[Rollout] = []
         for example in examples:
@@ -169,10 +168,10 @@ class Descent:
 
     def _back(self, losses: Sequence[Any], found: Found, *, rows: bool) -> None:
         """Add the gradients of the sum of these losses."""
-        import torch
-
         found.ran += len(losses)
         if rows:
+            import torch
+
             each = [self._row(_one(loss)) for loss in losses]
             together = torch.stack(each)
             found.rows = together if found.rows is None else torch.cat([found.rows, together])
@@ -181,7 +180,7 @@ class Descent:
         else:
             live = [loss for loss in losses if loss.requires_grad]
             if live:
-                total: Any = live[0] if len(live) == 1 else torch.stack(live).sum()
+                total: Any = live[0] if len(live) == 1 else summed(live)
                 total.backward(inputs=self.moving)
 
     def _add_sums(self, losses: Sequence[Mapping[str, Any]]) -> None:
@@ -216,11 +215,11 @@ class Descent:
 
     async def _finish(self, found: Found, repeat: int) -> None:
         """From sums to the mean, and from several losses to one step."""
-        import torch
-
         if found.rows is not None:
             spread(found.rows.mean(0), self.moving)
         elif self._sums:
+            import torch
+
             rows = torch.stack(list(self._sums.values())) / found.ran
             spread(await self._weights(rows, repeat) @ rows, self.moving)
         elif found.ran > 1:
@@ -259,7 +258,7 @@ class Descent:
 
     def _clip_channels(self, rollouts: Sequence[Rollout]) -> None:
         """Bound what flows back through the values of the ops named."""
-        for rollout in rollouts if self.training.clip_channels else ():
+        for rollout in rollouts:
             if rollout.graph is not None:
                 clipping.clip_ops(rollout.graph, self.training.clip_channels)
 
@@ -320,6 +319,13 @@ def spread(vector: torch.Tensor, tensors: Sequence[torch.Tensor]) -> None:
     """Set `grad` of several tensors from one vector."""
     for part, tensor in zip(several.unflatten(vector, tensors), tensors, strict=True):
         tensor.grad = part.to(tensor.dtype)
+
+
+def summed(losses: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The sum of scalars, in their order."""
+    import torch
+
+    return torch.stack(list(losses)).sum()
 
 
 def _total(losses: Sequence[Any]) -> Any:

@@ -62,7 +62,7 @@ class Gradient(Optimizer):
         from trace_opt.optim.numeric.schedules import multiplier
 
         rule(self.training.optimizer)
-        multiplier(self.training.schedule, 0.0)  # pyright: ignore[reportArgumentType] # it refuses other names
+        multiplier(self.training.schedule, 0.0)
 
     def handles(self, parameter: Parameter[Any]) -> bool:
         """Floating tensors; with `estimator` choices."""
@@ -151,7 +151,7 @@ class Gradient(Optimizer):
             tensor.data.copy_(p.value)
             tensor.grad = None if p.grad is None else p.grad.to(tensor.device)
         total = self.training.total_steps
-        stepper.set_lr(multiplier(self.training.schedule, self._steps / total) if total else 1.0)  # pyright: ignore[reportArgumentType] # checked when it was made
+        stepper.set_lr(multiplier(self.training.schedule, self._steps / total) if total else 1.0)
         stepper.step()
         return Proposal(
             {p.name: self._allowed(p, leaves[p.name]) for p in moved}, f"a step of {self.training.optimizer}"

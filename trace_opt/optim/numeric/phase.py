@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from trace_opt.core.neural import phase_copies
 from trace_opt.core.rollout import Rollouts
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from trace_opt.core.parameter import Parameter
     from trace_opt.optim.numeric.registry import Stepper
+    from trace_opt.optim.numeric.surrogate import Surrogate
     from trace_opt.optim.numeric.training import Training
 
 _BATCH = 8
@@ -102,6 +103,9 @@ class Phase:
             for name, p in self.tensors.items()
         }
         self._homes = {name: copy.device for name, copy in phase_copies(self.tensors.values()).items()}
+        self._bounded = [
+            (p.constraint, self.leaves[name]) for name, p in self.tensors.items() if p.constraint is not None
+        ]
         self.buffers = phase_copies(
             self.tensors.values(), placed(training.device), None if saved is None else saved["buffers"]
         )
@@ -178,43 +182,38 @@ class Phase:
             raise missing
 
     async def _step(self, examples: list[Any]) -> Found:
-        """One minibatch: gradients, then a step; or one gradient, then many."""
-        progress = self.progress
-        self.stepper.set_lr(multiplier(cast("Any", self.training.schedule), self._share()) * self._scale)
-        found = await (self._one(examples) if self.training.surrogate is None else self._many(examples))
+        """The gradients of a minibatch, then one step; or with a surrogate one gradient, then many."""
+        progress, stepper = self.progress, self.stepper
+        stepper.set_lr(multiplier(self.training.schedule, self._share()) * self._scale)
+        if self.training.surrogate is not None:
+            found = await self._many(examples, self.training.surrogate)
+        else:
+            rows = self._growth is not None and self._growth.tests(progress.steps, progress.batch)
+            curvature = stepper.curvature if stepper.wants_curvature(progress.steps) else "none"
+            generator = self._generator() if self.choices is not None or curvature != "none" else None
+            found = await self._descent.minibatch(examples, progress.steps, generator, rows=rows, curvature=curvature)
+            if found.ran:
+                self._clip()
+                stepper.step(None if found.curvature is None else self._ordered(found.curvature))
+                self._project()
+            if self._growth is not None and found.rows is not None:
+                progress.batch = self._growth.next(progress.batch, found.rows, affordable=self._rollouts.affordable())
         progress.steps += 1
         progress.position += len(examples)
         self.failed += found.failed
         self.done += 1
         return found
 
-    async def _many(self, examples: list[Any]) -> Found:
+    async def _many(self, examples: list[Any], surrogate: Surrogate) -> Found:
         """One gradient of the expensive part, then many steps on what it tells."""
-        surrogate, progress = self.training.surrogate, self.progress
-        expansion, found = await self._descent.expansion(examples, progress.steps)
-        if expansion is None or surrogate is None:
-            return found
-        # without a learning rate to go by, each inner step searches its own
-        step = None if self.training.lr is None else self.stepper.step
-        surrogate.minimise(expansion, self._descent.moving, lambda: self.leaves, step=step, t=progress.steps)
-        self._project()
-        return found
-
-    async def _one(self, examples: list[Any]) -> Found:
-        """The gradients of a minibatch, then one step."""
-        progress = self.progress
-        rows = self._growth is not None and self._growth.tests(progress.steps, progress.batch)
-        curvature = self.stepper.curvature if self.stepper.wants_curvature(progress.steps) else "none"
-        generator = self._generator() if self.choices is not None or curvature != "none" else None
-        found = await self._descent.minibatch(
-            examples, progress.steps, cast("Any", generator), rows=rows, curvature=curvature
-        )
-        if found.ran:
-            self._clip()
-            self.stepper.step(None if found.curvature is None else self._ordered(found.curvature))
+        expansion, found = await self._descent.expansion(examples, self.progress.steps)
+        if expansion is not None:
+            # without a learning rate to go by, each inner step searches its own
+            step = None if self.training.lr is None else self.stepper.step
+            surrogate.minimise(
+                expansion, self._descent.moving, lambda: self.leaves, step=step, t=self.progress.steps
+            )  # fmt: skip
             self._project()
-        if self._growth is not None and found.rows is not None:
-            progress.batch = self._growth.next(progress.batch, found.rows, affordable=self._rollouts.affordable())
         return found
 
     def _ordered(self, estimates: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -239,9 +238,11 @@ class Phase:
 
     def _clip(self) -> None:
         """Bound the norm of all gradients together, and note it."""
+        training = self.training
+        if training.clip is None and not training.record_norms:
+            return
         import torch
 
-        training = self.training
         grads = [tensor.grad for tensor in self._descent.moving if tensor.grad is not None]
         if training.record_norms:
             self.progress.norms.append(float(gradient_norm(grads, registry.rule(training.optimizer).norm)))
@@ -250,10 +251,8 @@ class Phase:
 
     def _project(self) -> None:
         """Bring constrained tensors back to where they are allowed."""
-        for name, tensor in self.leaves.items():
-            constraint = self.tensors[name].constraint
-            if constraint is not None:
-                tensor.data.copy_(constraint.project(tensor.detach()))
+        for constraint, tensor in self._bounded:
+            tensor.data.copy_(constraint.project(tensor.detach()))
 
     # -- minibatches -------------------------------------------------------------------------------------------------
 
@@ -262,7 +261,9 @@ class Phase:
         progress = self.progress
         aside = {id(example) for example in self._set_aside}
         while True:
-            examples = (e for e in self._rollouts.epoch(progress.epoch) if id(e) not in aside)
+            examples: Iterable[Any] = self._rollouts.epoch(progress.epoch)
+            if aside:
+                examples = (example for example in examples if id(example) not in aside)
             fresh = islice(examples, progress.position, None)
             while batch := list(islice(fresh, progress.batch)):
                 yield batch
@@ -340,11 +341,5 @@ def made_stepper(training: Training, tensors: Mapping[str, torch.Tensor]) -> Ste
     lr = {} if training.lr is None else {"lr": training.lr}
     stepper = registry.build(training.optimizer, groups, **lr, **training.options)
     if training.compile:
-        stepper.optimizer.step = _compiled(stepper.optimizer.step)
+        stepper.compile()
     return stepper
-
-
-def _compiled(step: Callable[..., Any]) -> Callable[..., Any]:
-    import torch
-
-    return cast("Any", torch).compile(step)

@@ -55,7 +55,7 @@ class Refined:
 Schedule = Literal["linear", "cosine", "constant", "refined"] | Refined
 
 
-def multiplier(schedule: Schedule, share: float) -> float:
+def multiplier(schedule: str | Refined, share: float) -> float:
     """What the base learning rate is multiplied by.
 
     Args:
