@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 from trace_opt.core.node import is_a
@@ -180,8 +181,7 @@ class Descent:
         else:
             live = [loss for loss in losses if loss.requires_grad]
             if live:
-                total: Any = live[0] if len(live) == 1 else summed(live)
-                total.backward(inputs=self.moving)
+                backward(live[0] if len(live) == 1 else summed(live), self.moving)
 
     def _add_sums(self, losses: Sequence[Mapping[str, Any]]) -> None:
         """Add the gradient of each loss by name; live ones are taken together, those of other processes arrive as such."""
@@ -319,6 +319,18 @@ def spread(vector: torch.Tensor, tensors: Sequence[torch.Tensor]) -> None:
     """Set `grad` of several tensors from one vector."""
     for part, tensor in zip(several.unflatten(vector, tensors), tensors, strict=True):
         tensor.grad = part.to(tensor.dtype)
+
+
+@cache
+def _autograd() -> Any:
+    import torch
+
+    return torch.autograd
+
+
+def backward(loss: torch.Tensor, leaves: Sequence[torch.Tensor]) -> None:
+    """Add a loss's gradient to `grad` of the leaves, and to nothing else that it was made from."""
+    _autograd().backward([loss], inputs=leaves)
 
 
 def summed(losses: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -97,8 +97,9 @@ class Stepper:
 
     def set_lr(self, multiplier: float) -> None:
         """Make the learning rate of every group its initial one times this."""
-        self._multiplier = multiplier
-        self._apply_lr()
+        if multiplier != self._multiplier:
+            self._multiplier = multiplier
+            self._apply_lr()
 
     def _apply_lr(self) -> None:
         factor = self._multiplier
