@@ -41,7 +41,7 @@ check: setup  ## Formatting, lint, types, layers, the CLI's page
 	$(PY) -m trace_opt.cli.docs --check
 
 bench: setup  ## Measure; writes benchmarks/results
-	cd benchmarks && ../$(PY) recording.py && ../$(PY) propagate.py
+	cd benchmarks && for name in recording propagate training optimizer_step; do ../$(PY) $$name.py; done
 
 examples: setup  ## Run every example
 	for file in examples/*.py; do echo "== $$file"; $(PY) $$file; done

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.postgres_server import postgres as postgres  # a fixture for all
+
 settings.load_profile("ci")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -26,6 +28,19 @@ _KEYS = (
     "TRACE_OPT_CACHE",
 )
 _LOCAL = ("127.", "::1", "localhost")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--slow` runs what takes more than ten seconds too."""
+    parser.addoption("--slow", action="store_true", help="run the slow tests too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip the slow tests unless they are asked for."""
+    if not config.getoption("--slow"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="takes more than ten seconds; run it with --slow"))
 
 
 @pytest.fixture(autouse=True)

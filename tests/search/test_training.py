@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -179,6 +181,24 @@ def test_a_run_stopped_within_a_phase_ends_bit_identical(
     assert [(t.verdict, t.before, t.after, t.reason) for t in resumed.history] == [
         (t.verdict, t.before, t.after, t.reason) for t in whole.history
     ]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the process kills itself by a signal")
+def test_a_process_killed_in_a_phase_leaves_what_a_resumed_one_ends_bit_identical(tmp_path: Path) -> None:
+    child = Path(__file__).with_name("training_child.py")
+
+    def run(store: str, run: str, number: int, out: str) -> int:
+        command = [sys.executable, str(child), str(tmp_path / store), run, str(number), str(tmp_path / out)]
+        return subprocess.run(command, check=False, timeout=100).returncode
+
+    assert run("whole.db", "", 0, "whole.json") == 0
+    assert run("cut.db", "", 50, "-") == -9
+    store = open_store(tmp_path / "cut.db")
+    cut = store.load("last").info.id
+    store.close()
+    assert run("cut.db", cut, 100, "-") == -9
+    assert run("cut.db", cut, 0, "cut.json") == 0
+    assert (tmp_path / "cut.json").read_text() == (tmp_path / "whole.json").read_text()
 
 
 def test_a_checkpoint_of_a_finished_phase_is_forgotten(tmp_path: Path) -> None:

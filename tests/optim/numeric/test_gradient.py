@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import pytest
@@ -316,6 +317,27 @@ def test_the_gradient_through_an_op_is_clipped_by_its_name() -> None:
     assert run.best["w"].tolist() == pytest.approx([0.1, 0.0])
 
 
+def test_the_length_of_a_channel_vector_may_be_bounded_instead_of_its_largest_entry() -> None:
+    w = Parameter(double(0.0, 0.0), name="w")
+
+    @trace
+    def pair(w: torch.Tensor) -> torch.Tensor:
+        return w * 1.0
+
+    def pull(output: torch.Tensor, example: Any) -> Feedback:
+        return Feedback(score=0.0, loss=-(output * double(3.0, 4.0)).sum())
+
+    def moved(limit: Any) -> list[float]:
+        optimizer = Gradient("sgd", 1.0, "constant", steps=1, clip_channels={"pair": limit})
+        return optimize(
+            lambda example: pair(w.value), [{"n": 0}], pull, parameters=[w], optimizers=[optimizer], store=None,
+            search=Greedy(gate=None), budget=Budget(trials=1),
+        ).best["w"].tolist()  # fmt: skip
+
+    assert moved(1.0) == pytest.approx([0.75, 1.0])
+    assert moved((1.0, "l2")) == pytest.approx([0.6, 0.8])
+
+
 def test_recorded_norms_refine_the_schedule_of_a_later_run() -> None:
     from trace_opt.optim.numeric.schedules import Refined, refined
 
@@ -500,3 +522,14 @@ def test_phases_and_text_trials_take_turns_on_the_incumbent() -> None:
     assert {trial.optimizer for trial in run.history} == {"Categorical", "Gradient"}
     assert run.best["sign"] == "plus"
     assert run.report().best.mean > -0.05
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch imports what it deprecates itself
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_step_is_the_same_step() -> None:
+    options = {"steps": 5, "total_steps": 5}
+    runs = [
+        fitted(new_line(), Gradient("sgd", 0.05, compile=c, **options), search=Greedy(gate=None)) for c in (False, True)
+    ]
+    assert torch.allclose(runs[0].best["w"], runs[1].best["w"], rtol=1e-12, atol=1e-12)

@@ -259,8 +259,9 @@ class Descent:
     def _clip_channels(self, rollouts: Sequence[Rollout]) -> None:
         """Bound what flows back through the values of the ops named."""
         for rollout in rollouts:
-            if rollout.graph is not None:
-                clipping.clip_ops(rollout.graph, self.training.clip_channels)
+            for name, given in self.training.clip_channels.items() if rollout.graph is not None else ():
+                limit, norm = given if isinstance(given, tuple) else (given, "inf")
+                clipping.clip_ops(rollout.graph, {name: limit}, norm)
 
     def _curvature(
         self, kind: str, losses: Sequence[Any], rollouts: Sequence[Rollout], generator: torch.Generator

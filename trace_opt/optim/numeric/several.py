@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from trace_opt.errors import ProblemError
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 Method = Literal["mean", "mgda", "upgrad"]
@@ -193,32 +192,7 @@ def _upgrad(gradients: Tensor) -> Tensor:
 _BUILT_IN: dict[str, Callable[[Tensor], Tensor]] = {"mean": _mean, "mgda": _mgda, "upgrad": _upgrad}
 
 
-def rows(losses: Sequence[Tensor], leaves: Sequence[Tensor], *, create_graph: bool = False) -> Tensor:
-    """The gradient of each loss, as one row over all leaves: what `weights` and `BatchGrowth` read.
-
-    Args:
-        losses: Scalars of several losses, or of several examples; they may share autograd graphs, which are kept.
-        leaves: The tensors to differentiate by.
-        create_graph: Whether the rows can be differentiated again.
-
-    Returns:
-        A matrix [m, d], d the number of all entries of the leaves; zero where a loss does not reach a leaf.
-    """
-    import torch
-
-    made: list[torch.Tensor] = []
-    for loss in losses:
-        found: Any = [None] * len(leaves)
-        if loss.requires_grad:
-            found = torch.autograd.grad(
-                [loss], list(leaves), retain_graph=True, create_graph=create_graph, allow_unused=True
-            )
-        parts = zip(leaves, found, strict=True)
-        made.append(torch.cat([(torch.zeros_like(x) if g is None else g).reshape(-1) for x, g in parts]))
-    return torch.stack(made)
-
-
 def unflatten(row: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
-    """A row of `rows`, or a combination of them, as one tensor for each leaf."""
+    """A flat gradient as one tensor for each leaf, of its shape."""
     parts = cast("tuple[Tensor, ...]", cast("Any", row).split([leaf.numel() for leaf in leaves]))
     return [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 if TYPE_CHECKING:
     import torch
 
+    from trace_opt.optim.numeric.clipping import Norm
     from trace_opt.optim.numeric.growth import BatchGrowth
     from trace_opt.optim.numeric.schedules import Refined
     from trace_opt.optim.numeric.several import ParetoDA
@@ -31,7 +32,8 @@ class Options(TypedDict, total=False):
             DataLoader.
         micro_batch: Rollouts whose recordings live at once; the whole minibatch by default.
         clip: The greatest norm of all gradients together.
-        clip_channels: The greatest gradient at each position of an op's value, by op name (PGC, arXiv 2310.12474).
+        clip_channels: The greatest gradient at each position of an op's value, by op name, as its largest entry or with
+            "l2" as its length: `{"decode": 0.1, "score": (1.0, "l2")}` (PGC, arXiv 2310.12474).
         device: Where a phase's copies live: None where each parameter is, "auto" on the GPU where there is one, or a
             device's name. For workflows that make no tensors of their own on another device.
         groups: Options of the optimizer for some parameters, by a pattern of their names: `{"head.*": {"lr": 0.1}}`.
@@ -54,7 +56,7 @@ class Options(TypedDict, total=False):
     batch: int | BatchGrowth | None
     micro_batch: int | None
     clip: float | None
-    clip_channels: Mapping[str, float]
+    clip_channels: Mapping[str, float | tuple[float, Norm]]
     device: str | None
     groups: Mapping[str, Mapping[str, Any]]
     options: Mapping[str, Any]
@@ -81,7 +83,7 @@ class Training:
     batch: int | BatchGrowth | None = None
     micro_batch: int | None = None
     clip: float | None = None
-    clip_channels: Mapping[str, float] = field(default_factory=dict[str, float])
+    clip_channels: Mapping[str, Any] = field(default_factory=dict[str, Any])
     device: str | None = None
     groups: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
