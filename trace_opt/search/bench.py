@@ -23,7 +23,7 @@ from trace_opt.core.rollout import Rollout
 from trace_opt.errors import BudgetError
 from trace_opt.search.candidate import Candidate, Score
 from trace_opt.search.options import Event
-from trace_opt.search.rolling import Bound, Job, Roller
+from trace_opt.search.rolling import Bound, Job, Roller, aliased
 from trace_opt.search.splits import Data, rollout_seed
 from trace_opt.store.rows import RolloutRow
 
@@ -108,6 +108,7 @@ class Bench:
         self._numbers = {id(data.examples[n]): n for n in data.train}
         self._quick_s = math.inf  # what the slowest of the last unsaved rollouts took
         self._yielded = 0.0
+        self._draws: bool | None = None  # whether training rollouts draw from torch's own stream
         self._warned = False
 
     @property
@@ -173,6 +174,7 @@ class Bench:
         """
         jobs: list[Job] = []
         places: dict[Any, int] = {}
+        several = len(points) * len(examples) > 1
         for values in points:
             for example in examples:
                 number = self._numbers.get(id(example), _UNLISTED)
@@ -181,6 +183,8 @@ class Bench:
                 job = self._free_job(values, number, example, repeat, redraw=repeat > 0 and memos is None)
                 job.training = training
                 job.apart = training and self._executor.apart
+                if training and several and not job.apart:
+                    job.values = aliased(values)
                 if memos is not None and number != _UNLISTED:
                     place = places[number] = places.get(number, -1) + 1
                     job.memo = memos.of(number, place, (*job.bound[0], *job.bound[1].values()))
@@ -222,7 +226,7 @@ class Bench:
                 self._yielded = perf_counter()
                 await asyncio.sleep(0)
         else:
-            found = await self._executor.run(jobs, self._roller.arun if self._roller.is_async else self._roller.run)
+            found = await self._through(jobs)
         slowest = 0.0
         rollouts: list[Rollout] = []
         for rollout, account in found:
@@ -232,6 +236,19 @@ class Bench:
                 accounts.append(account)
         self._quick_s = slowest if found else self._quick_s
         return rollouts
+
+    async def _through(self, jobs: Sequence[Job]) -> list[tuple[Rollout, Account]]:
+        """Run jobs by the executor; those that draw from torch's own stream one by one, for the process has only one."""
+        if self._roller.is_async:
+            return await self._executor.run(jobs, self._roller.arun)
+        if self._draws is False or self._executor.apart or not all(job.training for job in jobs):
+            return await self._executor.run(jobs, self._roller.run)
+        found: list[tuple[Rollout, Account]] = []
+        for job in jobs:
+            job.draws = False
+            found += await self._executor.run([job], self._roller.run)
+        self._draws = bool(self._draws) or any(job.draws for job in jobs)
+        return found
 
     def _inline(self, jobs: Sequence[Job]) -> list[tuple[Rollout, Account]]:
         """Run jobs here and now, as a thread of their own would: no event loop is running for their code."""

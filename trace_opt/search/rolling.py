@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -51,10 +51,11 @@ class Job:
         apart: Whether it runs in another process than the search, so that gradients have to travel by name.
         memo: What op calls on the example gave before, or None.
         repeat: Which time the example is run.
+        draws: Whether it drew from torch's own stream; None where nobody asks.
     """
 
     __slots__ = (
-        "_name", "apart", "bound", "candidate", "example", "keep", "memo", "number", "repeat", "seed", "training",
+        "_name", "apart", "bound", "candidate", "draws", "example", "keep", "memo", "number", "repeat", "seed", "training",
         "values",
     )  # fmt: skip
 
@@ -72,6 +73,7 @@ class Job:
         self.training = False
         self.apart = False
         self.repeat = 0
+        self.draws: bool | None = None
         self.memo: Memo | None = None
         self._name = name
 
@@ -107,8 +109,10 @@ class Roller:
         account = self.ledger.account("workflow", job)
         began = perf_counter()
         args, keywords = job.bound
+        before: torch.Tensor | None = None
         if job.training:
             _seed_torch(job)
+            before = torch_stream().get_state() if job.draws is not None else None
         with charging(account):
             try:
                 with record(job.values, job.seed, training=job.training, memo=job.memo, repeat=job.repeat) as graph:
@@ -122,6 +126,8 @@ class Roller:
             self._show(job, graph)
             output = plain(output)
             feedback = self._said(job, output, account)
+        if job.draws is not None and before is not None:
+            job.draws = bool((torch_stream().get_state() != before).any())
         rollout = done(job, graph, node, output, feedback, account, perf_counter() - began)
         return travelling(rollout) if job.apart else rollout, account
 
@@ -174,6 +180,20 @@ class Roller:
                 "better), or a Feedback with a score"
             )
         return feedback
+
+
+def aliased(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values with an alias of each tensor that trains, for one of several rollouts.
+
+    The gradient of an alias is its rollout's part of the tensor's, so that parts can be added up in the rollouts' order,
+    whichever of them ran first.
+    """
+    from trace_opt.core.parameter import is_tensor
+
+    return {
+        name: value.view_as(value) if is_tensor(value) and value.requires_grad else value
+        for name, value in values.items()
+    }
 
 
 def _seed_torch(job: Job) -> None:

@@ -108,7 +108,7 @@ class Descent:
                     self._clip_channels(good)
                 if curvature != "none" and generator is not None and found.curvature is None:
                     found.curvature = self._curvature(curvature, losses, good, generator)
-                self._back(losses, found, rows=rows)
+                self._back(losses, good, found, rows=rows)
                 kept = good
         if found.ran:
             await self._finish(found, repeat)
@@ -167,8 +167,8 @@ class Descent:
 
     # -- gradients ---------------------------------------------------------------------------------------------------
 
-    def _back(self, losses: Sequence[Any], found: Found, *, rows: bool) -> None:
-        """Add the gradients of the sum of these losses."""
+    def _back(self, losses: Sequence[Any], rollouts: Sequence[Rollout], found: Found, *, rows: bool) -> None:
+        """Add the gradients of the sum of these losses, which these rollouts gave."""
         found.ran += len(losses)
         if rows:
             import torch
@@ -177,30 +177,54 @@ class Descent:
             together = torch.stack(each)
             found.rows = together if found.rows is None else torch.cat([found.rows, together])
         elif isinstance(losses[0], Mapping):
-            self._add_sums(losses)
+            self._add_sums(losses, rollouts)
         else:
             live = [loss for loss in losses if loss.requires_grad]
-            if live:
-                backward(live[0] if len(live) == 1 else summed(live), self.moving)
+            if len(live) == len(rollouts) == 1:
+                backward(live[0], self.moving)
+            elif live:
+                for tensor, grad in zip(self.moving, self._gradients(summed(live), rollouts, keep=False), strict=True):
+                    if grad is not None:
+                        tensor.grad = grad if tensor.grad is None else tensor.grad + grad
 
-    def _add_sums(self, losses: Sequence[Mapping[str, Any]]) -> None:
+    def _gradients(self, loss: torch.Tensor, rollouts: Sequence[Rollout], *, keep: bool) -> list[Any]:
+        """One backward for several rollouts: their parts of each gradient, added up in their order.
+
+        Left to itself, autograd adds up in the order in which operations were called, which is chance where rollouts ran
+        at once. Each of several rollouts was handed aliases of its own, so its part is there to be had.
+        """
+        if any(rollout.values[name] is leaf for rollout in rollouts for name, leaf in self.leaves.items()):
+            return _autograd().grad([loss], self.moving, retain_graph=keep, allow_unused=True)  # each ran by itself
+        names = list(self.leaves)
+        handed = [rollout.values[name] for rollout in rollouts for name in names]
+        fixed = self.moving[len(names) :]
+        found = _autograd().grad([loss], [*handed, *fixed], retain_graph=keep, allow_unused=True)
+        sums: list[Any] = [None] * len(names)
+        for place, grad in enumerate(found[: len(handed)]):
+            if grad is not None:
+                before = sums[place % len(names)]
+                sums[place % len(names)] = grad if before is None else before + grad
+        return [*sums, *found[len(handed) :]]
+
+    def _add_sums(self, losses: Sequence[Mapping[str, Any]], rollouts: Sequence[Rollout]) -> None:
         """Add the gradient of each loss by name; live ones are taken together, those of other processes arrive as such."""
         for name in losses[0]:
             parts = [loss[name] for loss in losses]
             travelled = isinstance(parts[0], Mapping)
-            row: Any = sum(map(self._travelled, parts)) if travelled else self._row(sum(parts))
+            row: Any = sum(map(self._travelled, parts)) if travelled else self._row(sum(parts), rollouts)
             self._sums[name] = self._sums[name] + row if name in self._sums else row
 
-    def _row(self, loss: Any) -> torch.Tensor:
-        """The flat gradient of a loss; its recording stays alive for the other losses."""
-        import torch
-
+    def _row(self, loss: Any, rollouts: Sequence[Rollout] = ()) -> torch.Tensor:
+        """The flat gradient of a loss, which these rollouts gave; their recordings stay alive for the other losses."""
         if is_a(loss, Mapping):
             return self._travelled(loss)
         nothing: list[Any] = [None] * len(self.moving)
         grads: Sequence[Any] = nothing
         if loss.requires_grad:
-            grads = torch.autograd.grad([loss], self.moving, retain_graph=True, allow_unused=True)
+            if len(rollouts) > 1:
+                grads = self._gradients(loss, rollouts, keep=True)
+            else:
+                grads = _autograd().grad([loss], self.moving, retain_graph=True, allow_unused=True)
         self._see(grads)
         return flat(grads, self.moving)
 
@@ -258,10 +282,10 @@ class Descent:
 
     def _clip_channels(self, rollouts: Sequence[Rollout]) -> None:
         """Bound what flows back through the values of the ops named."""
-        for rollout in rollouts:
-            for name, given in self.training.clip_channels.items() if rollout.graph is not None else ():
-                limit, norm = given if isinstance(given, tuple) else (given, "inf")
-                clipping.clip_ops(rollout.graph, {name: limit}, norm)
+        for graph in (rollout.graph for rollout in rollouts if rollout.graph is not None):
+            for name, given in self.training.clip_channels.items():
+                limit, norm = cast("tuple[float, Any]", given if is_a(given, tuple) else (given, "inf"))
+                clipping.clip_ops(graph, {name: limit}, norm)
 
     def _curvature(
         self, kind: str, losses: Sequence[Any], rollouts: Sequence[Rollout], generator: torch.Generator
