@@ -122,7 +122,7 @@ def search(store: str, sent: str, resume: str | None, doom: Doom, seconds: float
     optimize(
         workflow, examples, guide, parameters=[style, tone], store=store, resume=resume, seed=3, concurrency=CONCURRENCY,
         optimizers=[Categorical(startup=2), OptoPrime(ScriptedLLM(proposes))], budget=Budget(trials=TRIALS),
-        search=Greedy(width=2, minibatch=3, stages=(2, 4, None)),
+        search=Greedy(width=2, minibatch=3, rungs=(2, 4, None)),
     )  # fmt: skip
     note("done")
 

@@ -4,8 +4,10 @@
     python benchmarks/search_simulation.py --tune       the greedy loop alone, with other settings of its gate
 
 A candidate is a number, its true accuracy; its answers on the validation examples are drawn once and are right that
-often. Both loops get the same families of proposals, pay one evaluation for every answer they look at for the first time
-(GEPA's also for the minibatches that it evaluates again), and three for the feedback a proposal is made from. GEPA's loop
+often. Both loops get the same families of proposals, score the start on all validation examples first, pay one evaluation
+for every answer they look at for the first time (GEPA's also for the minibatches that it evaluates again), and three for
+the feedback a proposal is made from. As in `Greedy`, candidate and incumbent are run on the examples that a block comes to,
+and an accepted candidate is not completed; `--tune` also has what completing it, or confirming it on all, would cost. GEPA's loop
 is written from its definition: parents by coverage of the per-example front, three examples and the greater sum, then
 all validation examples; the best mean on those is its choice.
 """
@@ -23,6 +25,7 @@ import harness
 import numpy as np
 
 from trace_opt.search.gate import Gate, trial_order
+from trace_opt.search.greedy import Greedy
 from trace_opt.search.sign_test import pair_chances
 from trace_opt.search.statistics import shrunken
 
@@ -133,22 +136,34 @@ def _parent(pool: Sequence[Candidate], rng: Rng) -> int:
     return int(rng.choice(len(pool), p=weights / weights.sum()))
 
 
-def greedy(world: World, gate: Gate, seed: int, *, final: str = "shrunken") -> Candidate:
-    """Greedy search: one incumbent, and the gate between it and every proposal."""
+def greedy(world: World, gate: Gate, seed: int, *, final: str = "shrunken", then: str = "") -> Candidate:
+    """Greedy search: one incumbent, and the gate between it and every proposal.
+
+    Args:
+        world: Proposes and answers.
+        gate: The search gate.
+        seed: Of the orders.
+        final: The choice among all that were accepted: by "shrunken" means, or the "last".
+        then: What else an accepted candidate goes through: "complete" runs it on all examples, "confirm" runs both on all
+            and keeps it if its mean is higher.
+    """
     incumbent = world.start
     chain = [incumbent]
     try:
+        world.answers(incumbent)
         for trial in itertools.count():
             world.pay(MINIBATCH)
             child = world.propose(incumbent)
-            comparison = gate.begin(N)
-            for example in trial_order(range(N), seed, trial):
-                before = world.answer(incumbent, example)
-                if comparison.add(before, world.answer(child, example)) is not None:
-                    break
-            if comparison.verdict is not None and comparison.verdict.accepted:
-                incumbent = child
-                chain.append(child)
+            if not _passes(world, gate, incumbent, child, trial_order(range(N), seed, trial)):
+                continue
+            if then:
+                world.answers(child)
+            if then == "confirm":
+                world.answers(incumbent)
+                if child.mean <= incumbent.mean:
+                    continue
+            incumbent = child
+            chain.append(child)
     except Spent:
         pass
     if final == "last":
@@ -156,6 +171,19 @@ def greedy(world: World, gate: Gate, seed: int, *, final: str = "shrunken") -> C
     judged = [candidate for candidate in chain if candidate.known.any()]
     means = shrunken([c.mean for c in judged], [int(c.known.sum()) for c in judged])
     return judged[max(range(len(judged)), key=lambda i: (means[i], i))] if judged else incumbent
+
+
+def _passes(world: World, gate: Gate, incumbent: Candidate, child: Candidate, order: Sequence[int]) -> bool:
+    """The gate's verdict; the answers of a whole block are paid for before its first is seen."""
+    comparison = gate.begin(N)
+    for begin in range(0, N, gate.block):
+        block = order[begin : begin + gate.block]
+        sides = [(world.answer(incumbent, example), world.answer(child, example)) for example in block]
+        for before, after in sides:
+            comparison.add(before, after)
+        if comparison.verdict is not None:
+            break
+    return comparison.verdict is not None and comparison.verdict.accepted
 
 
 CELLS = list(itertools.product(FAMILIES, (0.0, 0.5), (1_000, 3_000), (0, 5)))
@@ -190,8 +218,9 @@ def compared(gate: Gate, seeds: int) -> dict[str, Any]:
             "cells": cells}  # fmt: skip
 
 
+CHOSEN = {"alpha": 0.9, "gamma": 0.5, "delta": 0.75, "reach": 0.5, "planned": 0.2, "block": 4}
 STRICT = {"gamma": 0.15, "delta": 2.0, "reach": 1.7, "planned": 0.5}
-TUNED: list[dict[str, float]] = [
+TUNED: list[dict[str, Any]] = [
     {"alpha": 0.05, **STRICT},
     {"alpha": 0.3, **STRICT, "gamma": 0.3, "delta": 1.0},
     {"alpha": 0.4, **STRICT, "gamma": 0.3, "delta": 1.0},
@@ -204,6 +233,9 @@ TUNED: list[dict[str, float]] = [
     {"alpha": 0.9, "gamma": 0.5, "delta": 0.75, "reach": 0.5, "planned": 0.2},
     {"alpha": 0.9, "gamma": 0.5, "delta": 0.75, "reach": 0.5, "planned": 0.2, "block": 4},
     {"alpha": 0.9, "gamma": 0.5, "delta": 0.75, "reach": 0.5, "planned": 0.2, "block": 8},
+    {**CHOSEN, "then": "complete"},
+    {**CHOSEN, "then": "confirm"},
+    {**CHOSEN, "final": "last"},
 ]
 
 
@@ -211,9 +243,11 @@ def tuned(seeds: int) -> list[dict[str, Any]]:
     """Mean true accuracy over all cells by the settings of the gate."""
     rows: list[dict[str, Any]] = []
     for settings in TUNED:
-        gate = Gate(**settings)  # type: ignore[arg-type]
+        loop = {name: settings[name] for name in ("then", "final") if name in settings}
+        gate = Gate(**{name: value for name, value in settings.items() if name not in loop})
         means = [
-            100 * math.fsum(truths(lambda w, seed, g=gate: greedy(w, g, seed), cell, seeds)) / seeds for cell in CELLS
+            100 * math.fsum(truths(lambda w, seed, g=gate, o=loop: greedy(w, g, seed, **o), cell, seeds)) / seeds
+            for cell in CELLS
         ]
         equal = gate.characteristics(*pair_chances(0.5, 0.5), N)
         rows.append({
@@ -233,7 +267,9 @@ def main() -> None:
     if args.tune:
         harness.save("search_gate_settings", {"settings": tuned(seeds)}, seeds=list(range(seeds)))
     else:
-        figures = {"gate": str(Gate.search()), **compared(Gate.search(), seeds)}
+        gate = Greedy().gate
+        assert gate is not None
+        figures = {"gate": str(gate), **compared(gate, seeds)}
         harness.save("search_simulation", figures, seeds=list(range(seeds)))
 
 

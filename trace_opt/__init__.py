@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from trace_opt.core.neural import TorchModule
     from trace_opt.core.parameter import Demonstrations, Parameter
     from trace_opt.core.propagate import propagate
+    from trace_opt.core.template import Placeholders
     from trace_opt.core.tracer import carry, no_trace, node_of, op_of, plain, record, trace
+    from trace_opt.core.trainable import parameter_of
     from trace_opt.llm.connect import connect
     from trace_opt.llm.meter import charge
     from trace_opt.optim.categorical import Categorical
@@ -34,10 +36,15 @@ if TYPE_CHECKING:
     from trace_opt.optim.opro import OPRO
     from trace_opt.optim.optoprime import OptoPrime
     from trace_opt.problem import Problem
+    from trace_opt.search.beam import Beam
     from trace_opt.search.budget import Budget
     from trace_opt.search.engine import aoptimize, optimize
     from trace_opt.search.evaluate import evaluate
     from trace_opt.search.greedy import Greedy
+    from trace_opt.search.guards import Guards
+    from trace_opt.search.pareto import Pareto
+    from trace_opt.search.processes import ProcessExecutor
+    from trace_opt.search.ray import RayExecutor
     from trace_opt.search.run import load_values
 
 __version__ = "0.1.0"
@@ -48,6 +55,7 @@ __all__ = [
     "AugmentedLagrangian",
     "Ball",
     "BatchGrowth",
+    "Beam",
     "Box",
     "Budget",
     "Categorical",
@@ -57,11 +65,16 @@ __all__ = [
     "Gradient",
     "Graph",
     "Greedy",
+    "Guards",
     "Module",
     "OptoPrime",
     "Parameter",
+    "Pareto",
     "ParetoDA",
+    "Placeholders",
     "Problem",
+    "ProcessExecutor",
+    "RayExecutor",
     "Refined",
     "Simplex",
     "Surrogate",
@@ -78,6 +91,7 @@ __all__ = [
     "node_of",
     "op_of",
     "optimize",
+    "parameter_of",
     "plain",
     "propagate",
     "record",
@@ -89,6 +103,7 @@ _MODULES = {
     "AugmentedLagrangian": "optim.numeric.lagrangian",
     "Ball": "core.constraint",
     "BatchGrowth": "optim.numeric.growth",
+    "Beam": "search.beam",
     "Box": "core.constraint",
     "Budget": "search.budget",
     "Categorical": "optim.categorical",
@@ -98,13 +113,18 @@ _MODULES = {
     "Gradient": "optim.numeric.gradient",
     "Graph": "core.graph",
     "Greedy": "search.greedy",
+    "Guards": "search.guards",
     "LVHBA": "optim.numeric.lv_hba",
     "Module": "core.module",
     "OPRO": "optim.opro",
     "OptoPrime": "optim.optoprime",
     "Parameter": "core.parameter",
+    "Pareto": "search.pareto",
     "ParetoDA": "optim.numeric.several",
+    "Placeholders": "core.template",
     "Problem": "problem",
+    "ProcessExecutor": "search.processes",
+    "RayExecutor": "search.ray",
     "Refined": "optim.numeric.schedules",
     "Simplex": "core.constraint",
     "Surrogate": "optim.numeric.surrogate",
@@ -121,6 +141,7 @@ _MODULES = {
     "node_of": "core.tracer",
     "op_of": "core.tracer",
     "optimize": "search.engine",
+    "parameter_of": "core.trainable",
     "plain": "core.tracer",
     "propagate": "core.propagate",
     "record": "core.tracer",

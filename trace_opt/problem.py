@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import inspect
 import re
 import sys
@@ -50,6 +51,7 @@ class Problem:
         score_range: The lowest and the highest score possible.
         description: One line for people.
         name: Its name in the store; the file's by default.
+        reload: Makes it again in another process; `load_problem` sets it.
     """
 
     workflow: Callable[..., Any]
@@ -66,6 +68,7 @@ class Problem:
     score_range: tuple[float, float] | None = None
     description: str = ""
     name: str = ""
+    reload: Callable[[], Any] | None = None
 
     def optimize(self, **overrides: Unpack[Options]) -> Run:
         """`trace_opt.optimize` on this problem; options given here win over its own."""
@@ -141,7 +144,8 @@ def load_problem(path: str | Path, options: Mapping[str, str] | None = None) -> 
         raise ProblemError(
             f"`problem` in {str(file)!r} gives {found!r:.60}, which is no Problem; return Problem(workflow=..., ...)"
         )
-    return found if found.name else dataclasses.replace(found, name=file.stem)
+    reload = found.reload or functools.partial(load_problem, file.absolute(), dict(options or {}))
+    return dataclasses.replace(found, name=found.name or file.stem, reload=reload)
 
 
 def problem_options(path: str | Path) -> list[ProblemOption]:

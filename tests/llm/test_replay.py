@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trace_opt.core.rollout import Cost
 from trace_opt.core.tracer import record
-from trace_opt.errors import LLMError
+from trace_opt.errors import BudgetError, LLMError
 from trace_opt.llm.base import LLM, Reply, Request
 from trace_opt.llm.connect import connect
-from trace_opt.llm.meter import metering
+from trace_opt.llm.meter import charging, metering
 from trace_opt.llm.replay import Capture, Replay, capture, replay
+from trace_opt.search.budget import Budget, Ledger
 
 if TYPE_CHECKING:
     from tests.llm.conftest import LoopbackServer
@@ -34,8 +37,62 @@ def test_a_captured_call_is_replayed_without_being_sent(server: LoopbackServer, 
         reply = llm.reply("hi")
 
     assert (reply.text, reply.cached) == ("hi", True)
-    assert meter.cost.calls == 0
+    assert meter.cost.calls == 1  # counted as when it was captured
     assert server.hits["echo"] == 1
+
+
+def test_a_replay_charges_each_call_what_it_cost_when_it_was_captured(server: LoopbackServer, tmp_path: Path) -> None:
+    def calls(llm: LLM) -> list[int]:
+        counts: list[int] = []
+        for prompt in ("a", "a", "b", "a"):
+            with metering() as meter:
+                llm(prompt)
+            counts.append(meter.cost.calls)
+        return counts
+
+    uncached, cached = asked(server, "echo"), connect("openai/echo", base_url=server.url, cache=tmp_path / "c.db")
+    for llm, expected in ((uncached, [1, 1, 1, 1]), (cached, [1, 0, 1, 0])):
+        with capture(tmp_path / f"{id(llm)}.jsonl"):
+            assert calls(llm) == expected
+        with replay(tmp_path / f"{id(llm)}.jsonl"):
+            assert calls(llm) == expected
+
+
+def test_what_failed_attempts_cost_is_captured_too(server: LoopbackServer, tmp_path: Path) -> None:
+    llm = asked(server, "too-long")
+    with capture(tmp_path / "calls.jsonl"), metering() as paid, pytest.raises(LLMError):
+        llm("hi")
+    with replay(tmp_path / "calls.jsonl"), metering() as meter, pytest.raises(LLMError):
+        llm("hi")
+    assert meter.cost == paid.cost
+    assert paid.cost.calls == 1
+
+
+def test_a_budget_ends_a_replay_where_it_ended_the_capture(server: LoopbackServer, tmp_path: Path) -> None:
+    def answered() -> int:
+        ledger, count = Ledger(Budget(calls=3)), 0
+        with charging(ledger.account("workflow", "test")), suppress(BudgetError):
+            for prompt in "abcdef":
+                llm(prompt)
+                count += 1
+        return count
+
+    llm = asked(server, "echo")
+    with capture(tmp_path / "calls.jsonl"):
+        assert answered() == 3
+    with replay(tmp_path / "calls.jsonl"):
+        assert answered() == 3
+
+
+def test_a_file_from_before_costs_were_written_charges_what_its_replies_say(tmp_path: Path) -> None:
+    request = Request(messages=({"role": "user", "content": "hi"},))
+    Capture(tmp_path / "calls.jsonl").keep("k", request, Reply(text="hi", cost=Cost(1, 2, 3, 0.5)))
+    line = json.loads((tmp_path / "calls.jsonl").read_text())
+    del line["cost"]
+    (tmp_path / "calls.jsonl").write_text(json.dumps(line))
+    with metering() as meter:
+        Replay(tmp_path / "calls.jsonl").play("k", request, connect("openai/echo", base_url="http://127.0.0.1:9"))
+    assert meter.cost == Cost(1, 2, 3, 0.5)
 
 
 def test_best_of_n_is_replayed_in_order(server: LoopbackServer, tmp_path: Path) -> None:

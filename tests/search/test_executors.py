@@ -3,13 +3,22 @@
 import asyncio
 import threading
 import time
+import tracemalloc
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trace_opt.core.context import rollout
+from trace_opt.core.feedback import Feedback
+from trace_opt.core.parameter import Parameter
+from trace_opt.core.rollout import Cost
+from trace_opt.core.tracer import trace
+from trace_opt.llm.meter import charge
+from trace_opt.search.budget import Budget, Ledger
 from trace_opt.search.executors import LocalExecutor
+from trace_opt.search.rolling import Job, Roller
 
 
 def run(executor: LocalExecutor, jobs: Any, work: Any) -> Any:
@@ -154,3 +163,70 @@ def test_threads_are_used_again_and_let_go() -> None:
             break
         time.sleep(0.01)
     assert not [t for t in threading.enumerate() if t.name.startswith("trace_opt-rollouts")]
+
+
+def test_ten_thousand_rollouts_at_once_on_one_loop_do_not_cross() -> None:
+    count = 10_000
+    added = Parameter(0, name="added")
+    inside: list[int] = []
+    everybody = asyncio.Event()
+
+    @trace
+    async def add(x: int) -> tuple[int, int, float]:
+        inside.append(x)
+        if len(inside) == count:
+            everybody.set()
+        await everybody.wait()
+        charge(calls=1, tokens_in=x)
+        return x + added.value, rollout().seed or 0, rollout().rng.random()
+
+    async def workflow(x: int) -> tuple[int, int, float]:
+        return await add(x)
+
+    def guide(output: tuple[int, int, float], example: dict[str, int]) -> Feedback:
+        return Feedback(float(output[0] - example["x"] - added.value == 0), f"{output[0]} {output[1]} {output[2]}")
+
+    executor = LocalExecutor(count)
+    ledger = Ledger(Budget(calls=count))
+    roller = Roller(workflow, guide, ledger, executor)
+
+    def job(n: int) -> Job:
+        return Job(n, {"added": 3 * n}, n, {"x": n}, bound=((n,), {}), seed=7 * n + 1, keep=True)
+
+    found = run(executor, [job(n) for n in range(count)], roller.arun)
+
+    assert len(inside) == count
+    for n, (made, account) in enumerate(found):
+        output = made.graph.layout().order[1].value
+        assert (made.score, output[:2], made.cost) == (1.0, (4 * n, 7 * n + 1), Cost(1, n, 0, 0.0))
+        assert made.feedback.text == f"{4 * n} {7 * n + 1} {output[2]}"
+        assert account.cost == made.cost
+    assert len({made.feedback.text.split()[2] for made, _ in found}) == count
+    assert ledger.total == Cost(count, count * (count - 1) // 2, 0, 0.0)
+
+
+@pytest.mark.parametrize("in_tasks", [True, False])
+def test_what_is_queued_takes_no_memory_and_no_task(in_tasks: bool) -> None:
+    concurrency = 50
+    most: list[int] = [0]
+
+    async def awork(job: int) -> None:
+        if job % 500 == 0:
+            most[0] = max(most[0], len(asyncio.all_tasks()))
+        await asyncio.sleep(0)
+
+    def work(job: int) -> None:
+        if job % 500 == 0:
+            most[0] = max(most[0], sum(t.name.startswith("trace_opt-rollouts") for t in threading.enumerate()))
+
+    def peak(jobs: int) -> int:
+        tracemalloc.start()
+        run(LocalExecutor(concurrency), range(jobs), awork if in_tasks else work)
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size
+
+    peak(1_000)  # warm
+    few, many = peak(1_000), peak(21_000)
+    assert most[0] <= concurrency + 2
+    assert (many - few) / 20_000 < 24  # a place for the result and its number; 820 bytes for a task of its own

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trace_opt.errors import ProblemError
-from trace_opt.search.gate import Comparison, Gate, Measure, Outcome, smallest_gain, trial_order
+from trace_opt.search.gate import Comparison, Gate, Kind, Measure, Outcome, smallest_gain, trial_order
 from trace_opt.search.sign_flip import winsorised
 from trace_opt.search.sign_test import bounds, pair_chances
 
@@ -422,3 +422,12 @@ def test_every_trial_has_an_order_of_its_own_that_repeats() -> None:
     assert sorted(first) == sorted(second) == numbers
     assert first != second
     assert first == trial_order(numbers[::-1], 7, 1)
+
+
+@pytest.mark.parametrize("kind", ["flips", "betting", "sign"])
+def test_a_lenient_gate_finds_any_gain_in_the_end_and_nothing_better_in_a_loss(kind: Kind) -> None:
+    gate = Gate(alpha=0.9, gamma=0.0, block=4, kind=kind)
+    ups, downs = [0.02, -0.01, 0.01, 0.01], [-0.02, 0.01, -0.01, -0.01]
+    measure = Measure(score_range=(0.0, 1.0))
+    assert gate.begin(4, [measure]).extend([0.5] * 4, [0.5 + d for d in ups]).accepted  # type: ignore[union-attr]
+    assert not gate.begin(4, [measure]).extend([0.5] * 4, [0.5 + d for d in downs]).accepted  # type: ignore[union-attr]

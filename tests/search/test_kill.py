@@ -44,6 +44,7 @@ def test_the_uninterrupted_search_has_something_to_lose(clean: Any) -> None:
     "kills",
     [
         [("before a commit", 1)],
+        [("before a call", 9), ("before a call", 9)],
         [("before a call", 25)],
         [("before a commit", 40)],
         [("after a proposal", 1)],

@@ -369,21 +369,19 @@ class Apart(LocalExecutor):
 
 
 @pytest.mark.parametrize("combine", ["mean", "mgda"])
-def test_gradients_travel_by_name_from_other_processes(monkeypatch: pytest.MonkeyPatch, combine: Any) -> None:
+def test_gradients_travel_by_name_from_other_processes(combine: Any) -> None:
     def guide(output: torch.Tensor, example: dict[str, float]) -> Feedback:
         loss = (output - example["y"]) ** 2
         return Feedback(score=-loss.detach().item(), loss={"square": loss, "size": output.abs()})
 
-    def run() -> torch.Tensor:
+    def run(executor: LocalExecutor | None = None) -> torch.Tensor:
         w = new_line()
         return optimize(
-            lambda x: line(x, w.value), EXAMPLES, guide, parameters=[w], val=EXAMPLES[:1], search=Greedy(gate=None),
+            lambda x: line(x, w.value), EXAMPLES, guide, parameters=[w], val=EXAMPLES[:1], search=Greedy(gate=None), executor=executor,
             optimizers=[Gradient(steps=9, lr=0.1, total_steps=9, combine=combine)], store=None, seed=1,
         ).best["w"]  # fmt: skip
 
-    here = run()
-    monkeypatch.setattr("trace_opt.search.engine.LocalExecutor", Apart)
-    assert torch.allclose(run(), here, rtol=0, atol=1e-12)
+    assert torch.allclose(run(Apart(8)), run(), rtol=0, atol=1e-12)
 
 
 # -- on the GPU --------------------------------------------------------------------------------------------------------

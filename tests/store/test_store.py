@@ -236,7 +236,7 @@ def test_a_store_of_a_newer_version_is_refused_and_not_touched(store: Store, tmp
     before = (tmp_path / "runs.db").read_bytes()
     for use in (lambda s: s.runs(), lambda s: s.begin(new_run()), lambda s: s.load("last")):
         newer = Store(tmp_path / "runs.db")
-        with pytest.raises(StoreError, match="holds schema 7, this version knows 1; upgrade"):
+        with pytest.raises(StoreError, match="holds schema 7, this version knows 2; upgrade"):
             use(newer)
         newer.close()
     assert (tmp_path / "runs.db").read_bytes() == before

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from trace_opt.search.run import Run
 
 
-def origin(file: str, options: Mapping[str, str], model: str | None) -> dict[str, Any]:
+def origin(file: str, options: Mapping[str, str], model: str | None, search: str | None = None) -> dict[str, Any]:
     """What is kept with a run so that `trace-opt resume RUN` can load its problem again."""
-    return {"file": str(Path(file).absolute()), "options": dict(options), "model": model}
+    known = {"file": str(Path(file).absolute()), "options": dict(options), "model": model}
+    return known if search is None else {**known, "search": search}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,14 +9,23 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from trace_opt.cli.options import JsonOption, OutputOption, RunName, StoreOption, store_of, with_store
+from trace_opt.cli.options import (
+    JsonOption,
+    OutputOption,
+    RunName,
+    Sets,
+    StoreOption,
+    parsed_sets,
+    store_of,
+    with_store,
+)
 
 if TYPE_CHECKING:
     from rich.text import Text
 
     from trace_opt.store.records import RunRecord
 
-Format = Literal["text", "json", "python"]
+Format = Literal["text", "json", "python", "code"]
 
 
 def diff(
@@ -42,7 +51,8 @@ def diff(
         tell(f"{a} and {b} have the same values")
         return
     answer(*map(_coloured, lines))
-    suggest(f"trace-opt export {record.info.id}{with_store(store)} --format text")
+    kind = "code" if any(parameter.kind == "code" for parameter in record.parameters) else "text"
+    suggest(f"trace-opt export {record.info.id}{with_store(store)} --format {kind}")
 
 
 def _values(record: RunRecord, which: str) -> Mapping[str, Any]:
@@ -77,6 +87,8 @@ def diff_lines(left: Mapping[str, Any], right: Mapping[str, Any], a: str, b: str
         one, two = value_text(before), value_text(after)
         if one == two:  # 1 and "1" read alike
             one, two = repr(before), repr(after)
+        if one.endswith("\n") and two.endswith("\n"):
+            one, two = one[:-1], two[:-1]  # the last line's end makes no line of its own
         found = difflib.unified_diff(one.split("\n"), two.split("\n"), f"{name} ({a})", f"{name} ({b})", lineterm="")
         lines += found
     return lines
@@ -101,26 +113,61 @@ def export(
     candidate: Annotated[
         str, typer.Option("--candidate", metavar="C", help="A candidate's number, `start` or `best`.")
     ] = "best",
+    file: Annotated[
+        str | None,
+        typer.Option(
+            "--file", metavar="FILE", help="The problem's file, for functions; the one the run was started from else."
+        ),
+    ] = None,
+    sets: Sets = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="Put the functions into the files they come from, and show what changed.")
+    ] = False,
     store: StoreOption = None,
 ) -> None:
     """Write the best values for use elsewhere.
 
     text: the prompt's parts, each under its name. json: for `trace_opt.load_values`. python: a module with the values in
-    place and a function that writes them into Parameters.
+    place and a function that writes them into Parameters. code: a module with the functions that the run rewrote, their
+    imports and decorators. Files of yours are changed by `--write` alone.
     """
     from trace_opt.cli.terminal import answer_exactly, tell
 
+    options = parsed_sets(sets)
     record = store_of(store).load(run)
+    if write:
+        _write(record, _only(_values(record, candidate), parameter), file, options)
+        return
     values = _only(_values(record, candidate), parameter)
     title = (
         f"Values of candidate {candidate} of run {record.info.id} ({record.info.name}), written by trace-opt export."
     )
-    text = exported(values, format, title=title, bare=parameter is not None)
+    if format == "code":
+        from trace_opt.cli.functions import found_functions, module_text
+
+        text = module_text(values, found_functions(record, file, options), title=title)
+    else:
+        text = exported(values, format, title=title, bare=parameter is not None)
     if output is None:
         answer_exactly(text)
         return
     write_whole(output, text)
     tell(f"wrote {output}")
+
+
+def _write(record: RunRecord, values: Mapping[str, Any], file: str | None, options: Mapping[str, str]) -> None:
+    """Put functions into the files they come from, all or none, and show the change."""
+    from trace_opt.cli.functions import change_lines, file_changes, found_functions
+    from trace_opt.cli.terminal import answer, tell
+
+    changes = file_changes(values, found_functions(record, file, options))
+    for path, (before, after) in changes.items():
+        answer(*map(_coloured, change_lines(path, before, after)))
+    for path, (_, after) in changes.items():
+        write_whole(path, after)
+        tell(f"wrote {path}")
+    if not changes:
+        tell("the functions stand in their files as they are")
 
 
 def _only(values: Mapping[str, Any], name: str | None) -> Mapping[str, Any]:
@@ -159,7 +206,8 @@ def write_whole(path: Path, text: str) -> None:
 
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        part.write_text(text, encoding="utf-8", errors="surrogatepass", newline="\n")
+        # "" keeps line ends as they stand in the text
+        part.write_text(text, encoding="utf-8", errors="surrogatepass", newline="")
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

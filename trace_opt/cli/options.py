@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from trace_opt.search.budget import Budget, Level
+    from trace_opt.search.greedy import Search
     from trace_opt.store.store import Store
 
 ProblemFile = Annotated[str, typer.Argument(metavar="FILE", help="A Python file that offers `problem`.")]
@@ -45,6 +46,29 @@ ModelOption = Annotated[
 ]
 ConcurrencyOption = Annotated[
     int | None, typer.Option("--concurrency", metavar="N", min=1, help="How many rollouts run at once.")
+]
+ExecutorOption = Annotated[
+    str | None,
+    typer.Option(
+        "--executor", metavar="WHO", help="Who runs rollouts: local (the default), processes, or ray (extra `ray`)."
+    ),
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="WHERE",
+        help="The Ray cluster, as in `--executor ray --address auto`; a fresh local one else.",
+    ),
+]
+SearchOption = Annotated[
+    str | None,
+    typer.Option(
+        "--search",
+        metavar="greedy|pareto|beam",
+        help="How candidates are tried: build on the best mean (greedy, the default), on whatever leads somewhere (pareto), "
+        "on the few best (beam).",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
@@ -108,6 +132,24 @@ def parsed_budget(text: str) -> Budget | Level:
         return Budget(**limits)  # pyright: ignore[reportArgumentType] # the names were checked, the values are its own job
     except BudgetError as error:
         raise typer.BadParameter(str(error), param_hint="--budget") from None
+
+
+_SEARCHES = {"greedy": "Greedy", "pareto": "Pareto", "beam": "Beam"}
+
+
+def parsed_search(text: str) -> Search:
+    """The search that goes by a name, with its own settings as they are by default.
+
+    Raises:
+        typer.BadParameter: none does.
+    """
+    import trace_opt
+
+    if text not in _SEARCHES:
+        near = difflib.get_close_matches(text, _SEARCHES, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_SEARCHES)}"
+        raise typer.BadParameter(f"no search is named {text!r}; {hint}", param_hint="--search")
+    return getattr(trace_opt, _SEARCHES[text])()
 
 
 def _number(name: str, text: str) -> int | float:

@@ -9,9 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from trace_opt.cli.options import (
+    AddressOption,
     BudgetOption,
     CaptureOption,
     ConcurrencyOption,
+    ExecutorOption,
     JsonOption,
     ModelOption,
     QuietOption,
@@ -20,6 +22,7 @@ from trace_opt.cli.options import (
     Sets,
     StoreOption,
     parsed_budget,
+    parsed_search,
     parsed_sets,
     store_of,
 )
@@ -36,6 +39,8 @@ def resume(
     store: StoreOption = None,
     sets: Sets = None,
     concurrency: ConcurrencyOption = None,
+    executor: ExecutorOption = None,
+    address: AddressOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
     capture: CaptureOption = None,
@@ -57,13 +62,16 @@ def resume(
     opened.close()
     path = file or _known_file(known, info.id)
     merged = {**known.get("options", {}), **options}
-    asked = model or known.get("model")
+    asked, search = model or known.get("model"), known.get("search")
     with replies(capture, replay):
         problem = load_problem(path, merged)
-        given: dict[str, Any] = {"budget": limits, "concurrency": concurrency, "model": asked}
+        given: dict[str, Any] = {
+            "budget": limits, "concurrency": concurrency, "model": asked, "executor": executor, "address": address,
+            "search": None if search is None else parsed_search(search),
+        }  # fmt: skip
         overrides = {key: value for key, value in given.items() if value is not None}
         # without a seed and a budget given, the run's own stand
-        overrides |= {"resume": info.id, "name": info.name, "origin": origin(path, merged, asked)}
+        overrides |= {"resume": info.id, "name": info.name, "origin": origin(path, merged, asked, search)}
         return conduct(Conduct(problem=problem, options=overrides, store=store, json=json, quiet=quiet))
 
 

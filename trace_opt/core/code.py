@@ -8,6 +8,7 @@ kept, with the original's own header and docstring, so that line numbers mean th
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import functools
 import inspect
@@ -192,7 +193,7 @@ def _hints(fn: types.FunctionType | None) -> dict[str, Any]:
         return {}
     try:
         # names of the scope around a nested function are found where it reads them
-        return typing.get_type_hints(fn, localns=dict(inspect.getclosurevars(fn).nonlocals), include_extras=True)
+        return typing.get_type_hints(fn, localns=nonlocals(fn), include_extras=True)
     except Exception:  # noqa: BLE001 # annotations are the user's expressions and may fail in any way
         return {name: hint for name, hint in fn.__annotations__.items() if not isinstance(hint, str)}
 
@@ -205,8 +206,17 @@ def _around(fn: types.FunctionType, source: str) -> tuple[dict[str, str], dict[s
         if isinstance(value, types.ModuleType) and name not in imports and not name.startswith("__"):
             imports[name] = f"import {value.__name__}" + ("" if value.__name__ == name else f" as {name}")
     free = codecheck.free_names(source)
-    scope = {**fn.__globals__, **inspect.getclosurevars(fn).nonlocals}
+    scope = {**fn.__globals__, **nonlocals(fn)}
     return imports, {name: scope[name] for name in sorted(free) if name in scope and is_literal(scope[name])}
+
+
+def nonlocals(fn: Any) -> dict[str, Any]:
+    """What a nested function finds in the functions around it; names that are not bound yet are left out."""
+    found: dict[str, Any] = {}
+    for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # the function itself, while it is being decorated
+            found[name] = cell.cell_contents
+    return found
 
 
 def is_literal(value: Any) -> bool:

@@ -7,12 +7,13 @@ out. What can only be had from the original module (an object made there) is imp
 from __future__ import annotations
 
 import inspect
+import sys
 import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from trace_opt.core import codecheck
-from trace_opt.core.code import Contract, is_literal, normal
+from trace_opt.core.code import Contract, is_literal, nonlocals, normal
 from trace_opt.errors import TraceError
 
 
@@ -42,13 +43,24 @@ def export(sources: Mapping[str, str], contracts: Mapping[str, Contract], *, tit
         parts.imports.update(imports)
         functions.append(_with_decorators(rest, contract.name, decorators))
     blocks = [f'"""{title}"""'] if title else []
-    order = sorted(set(parts.imports.values()), key=lambda line: (line.startswith("from "), line))
-    if order:
-        blocks.append("\n".join(order))
+    # the standard library's first, as formatters have them
+    for group in (True, False):
+        lines = sorted({line for line in parts.imports.values() if _is_standard(line) is group}, key=_place)
+        if lines:
+            blocks.append("\n".join(lines))
     if parts.constants:
         blocks.append("\n".join(f"{name} = {value}" for name, value in sorted(parts.constants.items())))
     head = "\n\n".join(blocks)
     return "\n\n\n".join(text.strip("\n") for text in [head, *parts.helpers.values(), *functions] if text) + "\n"
+
+
+def _is_standard(line: str) -> bool:
+    """Whether an import is of the standard library."""
+    return line.split()[1].partition(".")[0] in sys.stdlib_module_names
+
+
+def _place(line: str) -> tuple[bool, str]:
+    return line.startswith("from "), line
 
 
 class _Parts:
@@ -64,7 +76,7 @@ class _Parts:
         """Bring what the names stand for in the original."""
         scope: dict[str, Any] = {}
         if contract.fn is not None:
-            scope = {**contract.fn.__globals__, **inspect.getclosurevars(contract.fn).nonlocals}
+            scope = {**contract.fn.__globals__, **nonlocals(contract.fn)}
         for name in sorted(names - self.written):
             if name in contract.imports:
                 self.imports[name] = contract.imports[name]
@@ -83,7 +95,9 @@ class _Parts:
             self._bring_helper(name, value, contract)
         elif getattr(value, "__module__", home) != home and getattr(value, "__name__", "") == name:
             self.imports[name] = f"from {value.__module__} import {name}"
-        elif home not in ("", "__main__"):
+        elif home not in ("", "__main__") and not home.startswith(
+            "trace_opt_problem_"
+        ):  # loaded by path: no name to import
             self.imports[name] = f"from {home} import {name}"
         else:
             raise TraceError(

@@ -261,10 +261,10 @@ def reduce_node(node: Node[Any]) -> tuple[Any, ...]:
     else:  # its graph has not been laid out yet
         found = sorted_by_dependency(found[::-1])
     places = {id(n): i for i, n in enumerate(found)}
-    return _node_at, (_renumbered(found, places), places[id(node)])
+    return _node_at, (renumbered(found, places), places[id(node)])
 
 
-def _renumbered(nodes: list[Node[Any]], places: dict[int, int]) -> dict[str, Any]:
+def renumbered(nodes: list[Node[Any]], places: dict[int, int]) -> dict[str, Any]:
     """Columns of some nodes whose parents are all among them."""
     before = [node.index for node in nodes]
     try:
@@ -288,12 +288,13 @@ def to_json(graph: Graph) -> str:
     """A graph as JSON text."""
     columns = columns_of(graph)
     columns["values"] = encode(columns["values"])
-    columns["nodes"] = [_encode_row(row) for row in columns["nodes"]]
-    columns["children"] = [_encode_row(row) for row in columns["children"]]
+    columns["nodes"] = [encode_row(row) for row in columns["nodes"]]
+    columns["children"] = [encode_row(row) for row in columns["children"]]
     return json.dumps(columns, allow_nan=False, separators=(",", ":"))
 
 
-def _encode_row(row: tuple[Any, ...]) -> list[Any]:
+def encode_row(row: tuple[Any, ...]) -> list[Any]:
+    """A row of columns, JSON-able."""
     if row[0] == PARAMETER_ROW:
         return [PARAMETER_ROW, encode(row[1]), encode(row[2]), encode(row[3])]
     number, value, inputs, kinds, trail, control, seconds = row
@@ -336,14 +337,15 @@ def from_json(text: str) -> Graph:
         )
     try:
         columns["values"] = decode(columns["values"])
-        columns["nodes"] = [_decode_row(row) for row in columns["nodes"]]
-        columns["children"] = [_decode_row(row) for row in columns["children"]]
+        columns["nodes"] = [decode_row(row) for row in columns["nodes"]]
+        columns["children"] = [decode_row(row) for row in columns["children"]]
         return graph_from_columns(columns)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, StopIteration, TypeError, ValueError) as error:
         raise TraceError(f"the graph is damaged ({error}); give what Graph.to_json returned") from error
 
 
-def _decode_row(row: list[Any]) -> tuple[Any, ...]:
+def decode_row(row: list[Any]) -> tuple[Any, ...]:
+    """The row that `encode_row` was given."""
     if row[0] == PARAMETER_ROW:
         return (PARAMETER_ROW, *[decode(item) for item in row[1:4]])
     number, value, inputs, kinds, trail, control, seconds = row

@@ -56,6 +56,10 @@ class RolloutState:
         self.calls: dict[str, int] = {}
         self._rng: random.Random | None = None
 
+    def noticed(self) -> RolloutState:
+        """This state; a memoized op's body takes note of who asks for it."""
+        return self
+
     @property
     def drew(self) -> bool:
         """Whether anybody asked for `rng`."""
@@ -78,7 +82,7 @@ def rollout() -> RolloutState:
     Outside a rollout its seed is None and its stream is unseeded, so that a workflow runs the same unrecorded.
     """
     state = STATE.get()
-    return RolloutState() if state is None else state
+    return RolloutState() if state is None else state.noticed()
 
 
 class in_force:  # noqa: N801 # reads as it is used: `with in_force(values)`

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from trace_opt.core.codec import dump_value, restore_value
 from trace_opt.core.parameter import Parameter, by_name
 from trace_opt.errors import TraceError
 
+if TYPE_CHECKING:
+    from trace_opt.core.trainable import Code
+
 _FORMAT = 1
+
+HELD = "_trainable"
+"""The attribute in which a Module keeps the Parameters of its trainable methods (core/trainable.py)."""
 
 
 class Module:
@@ -27,6 +34,14 @@ class Module:
 
     def __init__(self, name: str | None = None) -> None:
         self._own_name = name
+
+    def __new__(cls, *_args: Any, **_kwargs: Any) -> Self:
+        """An object with a Parameter for the source of each trainable method of its class."""
+        made = super().__new__(cls)
+        codes = _trainable_methods(cls)
+        if codes:
+            setattr(made, HELD, {name: code.make_parameter(None) for name, code in codes.items()})
+        return made
 
     def __setattr__(self, attribute: str, value: Any) -> None:
         object.__setattr__(self, attribute, value)
@@ -69,7 +84,7 @@ class Module:
             if attribute != "_owner":
                 for path, item in _members(attribute, value):
                     if item is member:
-                        return path
+                        return path.removeprefix(f"{HELD}.")
         return None
 
     def _prefix(self) -> list[str]:
@@ -156,6 +171,17 @@ class Module:
         except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, LookupError, TypeError) as error:
             raise ValueError(f"{str(path)!r} holds no saved parameters; give a file that Module.save wrote") from error
         self.load_state_dict(state)
+
+
+def _trainable_methods(kind: type) -> dict[str, Code]:
+    """The trainable methods of a class by the names of their parameters, its own before those it inherits."""
+    found: dict[str, Code] = {}
+    for base in kind.__mro__:
+        for member in vars(base).values():
+            code = getattr(member, "__trace_code__", None) if inspect.isfunction(member) else None
+            if code is not None and code not in found.values():
+                found[code.name if code.name not in found else f"{base.__name__}.{code.name}"] = code
+    return found
 
 
 def _members(path: str, value: Any) -> Iterator[tuple[str, Any]]:

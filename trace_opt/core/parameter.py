@@ -16,15 +16,18 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, cast
 from trace_opt.core.constraint import Constraint, fault_of
 from trace_opt.core.context import FRAME, STATE, Process
 from trace_opt.core.node import class_of
-from trace_opt.errors import TraceError
+from trace_opt.errors import CodeError, TraceError
 
 if TYPE_CHECKING:
     import torch
     from pydantic import TypeAdapter
 
+    from trace_opt.core.template import Placeholders
+    from trace_opt.core.trainable import Code
+
 T = TypeVar("T")
 
-Kind = Literal["text", "number", "boolean", "tensor", "choice", "demonstrations", "structured"]
+Kind = Literal["text", "code", "number", "boolean", "tensor", "choice", "demonstrations", "structured"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +68,20 @@ class Parameter(Generic[T]):
         choices: The only values allowed.
         suggestions: Texts worth trying; others are allowed too.
         frozen: Whether optimizers must leave it alone.
+        placeholders: Of a prompt template, the names in braces that every value must keep; True for those that stand in
+            the starting value.
 
     Raises:
-        ValueError: the value does not fit `type` or `choices`.
+        ValueError: the value does not fit `type`, `choices` or `placeholders`.
         TraceError: it is created while a workflow is being recorded.
+
+    Attributes:
+        code: Of a trainable op's source, the function that it is (core/trainable.py); else None.
     """
 
     __slots__ = (
-        "__weakref__", "_adapter", "_name", "_value", "choices", "constraint", "description", "frozen", "grad",
-        "owner", "suggestions", "type",
+        "__weakref__", "_adapter", "_name", "_value", "choices", "code", "constraint", "description", "frozen", "grad",
+        "owner", "placeholders", "suggestions", "type",
     )  # fmt: skip
 
     def __init__(
@@ -87,6 +95,7 @@ class Parameter(Generic[T]):
         choices: Sequence[T] | None = None,
         suggestions: Sequence[T] | None = None,
         frozen: bool = False,
+        placeholders: Sequence[str] | bool = (),
     ) -> None:
         if FRAME.get() is not None:
             raise TraceError(
@@ -102,10 +111,16 @@ class Parameter(Generic[T]):
         self.choices = None if choices is None else tuple(choices)
         self.suggestions = None if suggestions is None else tuple(suggestions)
         self.frozen = frozen
+        self.code: Code | None = None
+        self.placeholders: Placeholders | None = None
         self.grad: torch.Tensor | None = None
         self._adapter: TypeAdapter[Any] | None = None
         if self.choices is not None and not self.choices:
             raise ValueError(f"parameter {name!r} has an empty list of choices; give at least one")
+        if placeholders:
+            from trace_opt.core.template import placeholders_of
+
+            self.placeholders = placeholders_of(value, placeholders, name)
         self._value: T = self.check(value)
         for suggestion in self.suggestions or ():
             self.check(suggestion)
@@ -149,6 +164,8 @@ class Parameter(Generic[T]):
         """What sort of value it holds; optimizers decide by it what they handle."""
         if self.choices is not None:
             return "choice"
+        if self.code is not None:
+            return "code"
         value = self._value
         if isinstance(value, Demonstrations):
             return "demonstrations"
@@ -177,7 +194,7 @@ class Parameter(Generic[T]):
         return self._adapter
 
     def check(self, value: Any) -> T:
-        """Return `value` if it is allowed here, without ever converting it.
+        """Return `value` if it is allowed here, without ever converting it; of code, the text that is kept.
 
         Raises:
             ValueError: one sentence that names the parameter, the value and what is allowed.
@@ -187,6 +204,12 @@ class Parameter(Generic[T]):
             if not any(same(value, choice) for choice in self.choices):
                 raise ValueError(f"parameter {name!r} got {short(value)}; choose one of {list(self.choices)!r}")
             return value
+        if self.code is not None:
+            return cast("T", self._check_code(name, self.code, value))
+        if self.placeholders is not None and isinstance(value, str):
+            fault = self.placeholders.fault(value)
+            if fault:
+                raise ValueError(f"parameter {name!r} got {short(value)}, which {fault}")
         current = getattr(self, "_value", value)
         if isinstance(current, Demonstrations) or is_tensor(current):
             return cast("T", self._check_special(name, current, value))
@@ -202,6 +225,12 @@ class Parameter(Generic[T]):
                 )
             return cast("T", value)
         return self._check_annotated(name, value)
+
+    def _check_code(self, name: str | None, code: Code, value: Any) -> str:
+        try:
+            return code.check(value)
+        except CodeError as error:
+            raise ValueError(f"parameter {name!r} got code that cannot be used: {error}") from error
 
     def _check_special(self, name: str | None, current: Any, value: Any) -> Any:
         if isinstance(current, Demonstrations):

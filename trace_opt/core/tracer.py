@@ -24,7 +24,9 @@ from trace_opt.core.wrapper import Wrapper
 from trace_opt.errors import OpError, TraceError
 
 if TYPE_CHECKING:
+    from trace_opt.core.decoration import Uses
     from trace_opt.core.reuse import Memo
+    from trace_opt.core.sandbox import Sandbox
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -34,11 +36,13 @@ T = TypeVar("T")
 def trace(fn: F, /) -> F: ...
 @overload
 def trace(
-    *, name: str | None = None, inline: bool = False, max_items: int = ..., vjp: Callable[..., Any] | None = None
-) -> Callable[[F], F]: ...
+    *, name: str | None = None, inline: bool = False, max_items: int = ..., vjp: Callable[..., Any] | None = None,
+    memo: bool = False, trainable: bool = False, sandbox: str | Sandbox = "monty", uses: Uses = (), source: str | None = None,
+) -> Callable[[F], F]: ...  # fmt: skip
 def trace(
     fn: Any = None, /, *, name: str | None = None, inline: bool = False, max_items: int = DEFAULT_MAX_ITEMS,
-    vjp: Callable[..., Any] | None = None,
+    vjp: Callable[..., Any] | None = None, memo: bool = False, trainable: bool = False, sandbox: str | Sandbox = "monty",
+    uses: Uses = (), source: str | None = None,
 ) -> Any:  # fmt: skip
     """Make a function an op: outside a recording it is the plain function, in one its calls are recorded.
 
@@ -53,34 +57,70 @@ def trace(
         vjp: The gradient rule of a plain function on tensors, in place of torch's own gradients (a vector-Jacobian
             product): `vjp(grad_output, output, *inputs)` returns a gradient for each input, None where there is none
             (see `core.vjp.with_rule`).
+        memo: Declares that the function's value depends on its arguments, the parameters that it reads and the rollout's
+            seed only, and that it does nothing else: within a search, and with a store in later ones, it is not run again
+            for the same (see `core.memo`). Arguments that have no stable content (see `core.content`) are run.
+        trainable: Make the source of a function or method a Parameter (see `core.trainable`): optimizers may rewrite
+            it. The original runs in process; what others wrote runs in a sandbox.
+        sandbox: Of a trainable op: `"monty"` (a small Python that can touch nothing), `"process"` (full Python, confined
+            by the kernel), `"trusted"` (in this process, with all your rights), or a Sandbox with limits of its own.
+        uses: Of a trainable op: functions and ops that generated code may call, by their names or by those given.
+        source: Of a trainable op: its text, where Python does not know it.
 
     Returns:
         A function of the same signature.
 
     Raises:
-        TraceError: `fn` cannot be called, or is none that can have a `vjp`.
+        TraceError: `fn` cannot be called, or is none that can have a `vjp` or a `memo`, or be trained.
     """
-    if fn is None:
-        return functools.partial(trace_function, name=name, inline=inline, max_items=max_items, vjp=vjp)
-    return trace_function(fn, name=name, inline=inline, max_items=max_items, vjp=vjp)
+    code = {"sandbox": sandbox, "uses": uses, "source": source} if trainable else None
+    if code is None and (uses or source is not None or sandbox != "monty"):
+        raise TraceError("trace got sandbox=, uses= or source= without trainable=True; add it, or leave them out")
+    given: dict[str, Any] = {
+        "name": name,
+        "inline": inline,
+        "max_items": max_items,
+        "vjp": vjp,
+        "memo": memo,
+        "code": code,
+    }
+    return functools.partial(trace_function, **given) if fn is None else trace_function(fn, **given)
 
 
 def trace_function(
-    fn: Any, *, name: str | None, inline: bool, max_items: int, vjp: Callable[..., Any] | None = None
-) -> Any:
-    """`trace` with its options spelled out."""
+    fn: Any, *, name: str | None, inline: bool, max_items: int, vjp: Callable[..., Any] | None = None,
+    memo: bool = False, code: dict[str, Any] | None = None,
+) -> Any:  # fmt: skip
+    """`trace` with its options spelled out; `code` holds those of a trainable op."""
     if is_a(fn, (classmethod, staticmethod)):
-        return class_of(fn)(trace_function(fn.__func__, name=name, inline=inline, max_items=max_items, vjp=vjp))
+        inner = trace_function(
+            fn.__func__, name=name, inline=inline, max_items=max_items, vjp=vjp, memo=memo, code=code
+        )
+        return class_of(fn)(inner)
     if not callable(fn):
         raise TraceError(f"trace got {fn!r}, which cannot be called; decorate a function")
     if getattr(fn, "__trace_op__", None) is not None:
         if vjp is not None:
             raise TraceError(f"{fn!r} is an op already, without this vjp rule; give vjp= where it is made one")
+        if memo:
+            raise TraceError(f"{fn!r} is an op already, without a memo; give memo= where it is made one")
+        if code is not None and getattr(fn, "__trace_code__", None) is None:
+            raise TraceError(f"{fn!r} is an op already; give trainable=True where it is made one")
         return fn
     if vjp is not None:
         from trace_opt.core.vjp import with_rule
 
         fn = with_rule(fn, vjp, inline=inline)
+    if code is not None:
+        if inline or vjp is not None:
+            raise TraceError(f"{fn!r} got trainable=True with {'inline=True' if inline else 'vjp='}; leave one out")
+        from trace_opt.core.trainable import trainable
+
+        fn = trainable(fn, name=name, **code)
+    if memo:
+        from trace_opt.core.memo import memoized
+
+        fn = memoized(fn, inline=inline)
     return Wrapper(fn, name, inline=inline, max_items=max_items).build()
 
 

@@ -14,7 +14,7 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakValueDictionary, finalize
 
 from trace_opt.core.codec import canonical, content_hash, decode
@@ -196,6 +196,18 @@ class _Flight:
         self.waiting = 0
 
 
+class Replies(Protocol):
+    """Where replies are kept by the key of their call."""
+
+    def find(self, key: str) -> Reply | None:
+        """The reply to a call, or None."""
+        ...
+
+    def keep(self, key: str, request: Request, reply: Reply) -> None:
+        """Write a reply; the first one written for a call stays."""
+        ...
+
+
 class Cache(Layer):
     """Answers from the table, and sends what it does not hold, once.
 
@@ -205,7 +217,7 @@ class Cache(Layer):
         table: The table, or None to share flights only.
     """
 
-    def __init__(self, inner: LLM, identity: str, table: Database) -> None:
+    def __init__(self, inner: LLM, identity: str, table: Replies) -> None:
         super().__init__(inner)
         self._identity = identity
         self._table = table

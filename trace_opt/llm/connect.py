@@ -6,13 +6,16 @@ Nothing is loaded, checked with a server or paid for here; the first call does t
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
+from weakref import WeakKeyDictionary
 
 from trace_opt.errors import LLMError
 from trace_opt.llm import models, prices
 from trace_opt.llm.base import LLM, Fields, check_fields
 from trace_opt.llm.cache import checked_path
+from trace_opt.llm.elsewhere import Spec, through
 from trace_opt.llm.stack import Backend, Connected, Limits
 
 _EMBEDDED = "embedded"
@@ -48,20 +51,66 @@ def connect(
     check_fields(defaults)
     if timeout_s <= 0 or attempts < 1 or concurrency < 1:
         raise LLMError("timeout_s, attempts and concurrency must be at least 1", kind="request")
-    table = checked_path(_cache_of_environment() if cache is True else cache)
+    spec = Spec(
+        model=model, base_url=base_url, keyed=api_key is not None, cache=str(cache) if isinstance(cache, Path) else cache,
+        timeout_s=timeout_s, attempts=attempts, concurrency=concurrency, requests_per_minute=requests_per_minute,
+        price=price, deadline_s=deadline_s, defaults=dict(defaults),
+    )  # fmt: skip
+    return through(spec) or _connected(spec, api_key)
+
+
+def connected(spec: Spec) -> LLM:
+    """A connection made as another one was: the one that is there already, else a new one with a key of the environment.
+
+    Raises:
+        LLMError: it was made with a key given in code, and none such is here, or several that differ.
+    """
+    there = through(spec)
+    if there is not None:
+        return there
+    keys = {key: model for model, key in _made.items() if model.spec == spec}
+    if len(keys) > 1:
+        raise LLMError(
+            f"{spec.model!r} is connected with {len(keys)} different keys, so a worker cannot say which it means; give "
+            "the connections different options (timeout_s, say), or run with executor='local'",
+            kind="key",
+        )
+    if not keys and spec.keyed:
+        raise LLMError(
+            f"{spec.model!r} was connected with api_key= in a worker and never here, where the keys are; connect it when "
+            "the problem is loaded, or put the key into the environment",
+            kind="key",
+        )
+    return next(iter(keys.values())) if keys else _connected(spec, None)
+
+
+def _connected(spec: Spec, api_key: str | None) -> Connected:
+    table = checked_path(_cache_of_environment() if spec.cache is True else spec.cache)
+    made = _model(spec, api_key, table)
+    made.spec = spec
+    _made[made] = api_key
+    return made
+
+
+_made: WeakKeyDictionary[Connected, str | None] = WeakKeyDictionary()
+
+
+def _model(spec: Spec, api_key: str | None, table: Path | None) -> Connected:
+    model, base_url, timeout_s = spec.model, spec.base_url, spec.timeout_s
     provider, _, name = model.partition("/")
     if provider == _EMBEDDED:
-        return _embedded(model, name, timeout_s, table, defaults)
+        return _embedded(model, name, timeout_s, table, spec.defaults)
     limits = Limits(
-        timeout_s=timeout_s, attempts=attempts, concurrency=concurrency, requests_per_minute=requests_per_minute,
-        deadline_s=deadline_s,
+        timeout_s=timeout_s, attempts=spec.attempts, concurrency=spec.concurrency,
+        requests_per_minute=spec.requests_per_minute, deadline_s=spec.deadline_s,
     )  # fmt: skip
-    rates = None if price is None else prices.Price((price[0], price[0], price[1]))
+    rates = None if spec.price is None else prices.Price((spec.price[0], spec.price[0], spec.price[1]))
     base_url = base_url or (os.environ.get("OPENAI_BASE_URL") if provider == "openai" and api_key is None else None)
     backend = _remote(model, base_url, api_key, rates, timeout_s)
     return Connected(
-        backend, identity=f"{model} at {base_url or 'its provider'}", limits=limits, table=table, defaults=defaults
-    )
+        backend, identity=f"{model} at {base_url or 'its provider'}", limits=limits, table=table,
+        defaults=spec.defaults,
+    )  # fmt: skip
 
 
 def _cache_of_environment() -> str | bool | None:
@@ -69,7 +118,9 @@ def _cache_of_environment() -> str | bool | None:
     return None if named.casefold() in ("off", "none", "0") else named or True
 
 
-def _embedded(model: str, name: str, timeout_s: float, table: Path | None, defaults: Fields) -> LLM:
+def _embedded(
+    model: str, name: str, timeout_s: float, table: Path | None, defaults: Mapping[str, Any]
+) -> Connected:  # fmt: skip
     from trace_opt.llm.embedded import Embedded
     from trace_opt.llm.runtime import runtime_version
 

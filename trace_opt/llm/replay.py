@@ -1,14 +1,16 @@
 """Model calls written to a file as they are answered, and answered from it later without any model.
 
 One line of JSON a call. A replay needs no key, no network and no model file, and never falls back to them: a call that
-the file does not hold ends the run.
+the file does not hold ends the run. It charges the budget what the call cost when it was captured, so that a whole run
+ends where it ended then and its report says the same, though nothing is spent.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Generator, Mapping
+from collections import deque
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -16,27 +18,38 @@ from threading import Lock
 from typing import Any
 
 from trace_opt.core.codec import canonical
+from trace_opt.core.rollout import Cost
 from trace_opt.errors import LLMError, LLMErrorKind
-from trace_opt.llm.base import Reply, Request
+from trace_opt.llm.base import LLM, Reply, Request
 from trace_opt.llm.cache import described, dump_reply, load_reply
 from trace_opt.llm.faults import UNSENT, CallError
+from trace_opt.llm.meter import LEDGER, count
 
 
 class Capture:
-    """Appends calls to a file, each once."""
+    """Appends calls to a file, each once; one that is paid for again leaves a line with that cost alone."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = Lock()
         self._written: set[str] = set()
 
-    def keep(self, key: str, request: Request, answer: Reply | LLMError) -> None:
+    def keep(self, key: str, request: Request, answer: Reply | LLMError, cost: Cost | None = None) -> None:
         """Write what a call was answered with, unless it was written.
+
+        Args:
+            key: What the call is known by.
+            request: What was asked.
+            answer: What it was answered with.
+            cost: What all its requests cost; the reply's own by default.
 
         Raises:
             LLMError: the file cannot be written.
         """
-        line: dict[str, Any] = {"key": key, "request": described(request)}
+        if cost is None:
+            cost = answer.cost if isinstance(answer, Reply) else Cost()
+        paid = [cost.calls, cost.tokens_in, cost.tokens_out, cost.usd]
+        line: dict[str, Any] = {"key": key, "cost": paid, "request": described(request)}
         if isinstance(answer, Reply):
             line["reply"] = json.loads(dump_reply(answer))
         else:
@@ -44,7 +57,9 @@ class Capture:
         data = json.dumps({**line, "request": json.loads(canonical(line["request"]))}, ensure_ascii=True) + "\n"
         with self._lock:
             if key in self._written:
-                return
+                if not cost.calls:
+                    return
+                data = json.dumps({"key": key, "cost": paid}) + "\n"
             self._written.add(key)
             try:
                 self._append(data.encode())
@@ -71,6 +86,8 @@ class Replay:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._answers: dict[str, Reply | tuple[LLMErrorKind, str]] = {}
+        self._costs: dict[str, deque[Cost]] = {}
+        self._lock = Lock()
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
@@ -82,15 +99,34 @@ class Replay:
     def _read(self, number: int, line: str) -> None:
         try:
             data: Mapping[str, Any] = json.loads(line)
+            key: str = data["key"]
             if "error" in data:
-                self._answers.setdefault(data["key"], (data["error"]["kind"], data["error"]["text"]))
-            else:
-                self._answers.setdefault(data["key"], load_reply(json.dumps(data["reply"])))
+                self._answers.setdefault(key, (data["error"]["kind"], data["error"]["text"]))
+            elif "reply" in data or key not in self._answers:
+                self._answers.setdefault(key, load_reply(json.dumps(data["reply"])))
+            said: Mapping[str, Any] = data.get("reply", {})
+            paid: Sequence[Any] = data.get("cost") or said.get("cost") or [0, 0, 0, 0]
+            calls, tokens_in, tokens_out, usd = paid
+            self._costs.setdefault(key, deque()).append(Cost(calls, tokens_in, tokens_out, usd))
         except (ValueError, KeyError, TypeError):
             raise LLMError(
                 f"line {number} of the replay file {str(self._path)!r} is no captured call; capture it again",
                 kind="model",
             ) from None
+
+    def play(self, key: str, request: Request, llm: LLM) -> Reply:
+        """Answer a call as it was answered, and charge what that cost: the n-th such call what the n-th one did.
+
+        Raises:
+            LLMError: as `find`.
+            BudgetError: the budget in force cannot pay for it, as it could not have when the call was captured.
+        """
+        with self._lock:
+            costs = self._costs.get(key)
+            cost = costs.popleft() if costs else Cost()  # asked once more than it was paid for: the cache answered then
+        if cost.calls or key not in self._answers:  # what the budget refused then is in no file, and refused again
+            _charge(cost, llm.price(request))
+        return self.find(key, request, llm.name)
 
     def find(self, key: str, request: Request, name: str) -> Reply:
         """What a call was answered with.
@@ -110,6 +146,14 @@ class Replay:
         if isinstance(answer, Reply):
             return answer
         raise CallError(answer[1], kind=answer[0], spent=UNSENT)
+
+
+def _charge(cost: Cost, worst: Cost) -> None:
+    """Reserve and settle at once, as `Meter` does around a request."""
+    ledger = LEDGER.get()
+    if ledger is not None:
+        ledger.settle(ledger.reserve(worst), cost)
+    count(cost)
 
 
 _CAPTURE: ContextVar[Capture | None] = ContextVar("trace_opt_capture", default=None)

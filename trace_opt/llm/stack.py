@@ -20,8 +20,9 @@ from trace_opt.errors import LASTING_KINDS, LLMError
 from trace_opt.llm import cache as caching
 from trace_opt.llm import loop, replay
 from trace_opt.llm.base import LLM, Reply, Request, checked, tokens_in_at_most, tokens_out_at_most
+from trace_opt.llm.elsewhere import Spec, Table, the_line
 from trace_opt.llm.limits import Deadline, Limit, Retry, gate_for
-from trace_opt.llm.meter import Meter
+from trace_opt.llm.meter import Meter, metering
 from trace_opt.llm.prices import Price
 
 _SEEDS = 2**31
@@ -69,6 +70,9 @@ class Connected(LLM):
         limits: How it may be asked.
         table: Where replies are kept, or None.
         defaults: Fields filled in where a caller leaves them out.
+
+    Attributes:
+        spec: How `connect` was called; None for a stack made by hand, which cannot be sent to another process.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class Connected(LLM):
         self.backend = backend
         self._limits = limits
         self._table = table
+        self.spec: Spec | None = None
         self._built: tuple[object, LLM] | None = None
 
     def price(self, request: Request) -> Cost:
@@ -92,17 +97,25 @@ class Connected(LLM):
         """Answer through the whole stack, from any event loop."""
         request = seeded(checked(request), self.identity)
         if (tape := replay.replaying()) is not None:
-            return tape.find(caching.key_of(self.identity, request), request, self.name)
-        capture = replay.capturing()
-        try:
-            reply = await loop.carried(self._answer(request))
-        except LLMError as error:
-            if capture is not None and error.kind not in LASTING_KINDS:
-                capture.keep(caching.key_of(self.identity, request), request, error)
-            raise
-        if capture is not None:
-            capture.keep(caching.key_of(self.identity, request), request, reply)
+            return tape.play(caching.key_of(self.identity, request), request, self)
+        if (capture := replay.capturing()) is None:
+            return await loop.carried(self._answer(request))
+        key = caching.key_of(self.identity, request)
+        with metering() as meter:  # what failed attempts cost is in no reply
+            try:
+                reply = await loop.carried(self._answer(request))
+            except LLMError as error:
+                if error.kind not in LASTING_KINDS:
+                    capture.keep(key, request, error, meter.cost)
+                raise
+        capture.keep(key, request, reply, meter.cost)
         return reply
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        # a connection travels as the way to make it, without its key
+        from trace_opt.llm.connect import connected
+
+        return super().__reduce__() if self.spec is None else (connected, (self.spec,))
 
     async def _answer(self, request: Request) -> Reply:
         # built on the loop that it belongs to, and again should that one have ended
@@ -118,7 +131,11 @@ class Connected(LLM):
         gate = gate_for(self.identity, limits.concurrency, limits.requests_per_minute)
         stack: LLM = Limit(metered(self.backend, limits.timeout_s), gate)
         stack = Retry(stack, gate, limits.attempts, limits.deadline_s)
-        return stack if self._table is None else caching.Cache(stack, self.identity, caching.database(self._table))
+        if self._table is None:
+            return stack
+        line = the_line()
+        table = caching.database(self._table) if line is None else Table(line, self._table)
+        return caching.Cache(stack, self.identity, table)
 
 
 def metered(backend: Backend, timeout_s: float) -> LLM:

@@ -59,13 +59,14 @@ class Extract:
     lost: dict[str, str] = field(default_factory=dict[str, str])
 
 
-def extract(text: str, names: Collection[str], *, is_cut: bool = False) -> Extract:
+def extract(text: str, names: Collection[str], *, is_cut: bool = False, exact: Collection[str] = ()) -> Extract:
     """The raw values that a reply gives for `names`.
 
     Args:
         text: The reply's text.
         names: The names that an answer may hold.
         is_cut: Whether the reply ended for lack of tokens.
+        exact: Names whose values are taken from valid JSON only, since a mended text would not be the same code.
 
     Returns:
         Values, and in `lost` what was attempted and could not be read.
@@ -73,14 +74,15 @@ def extract(text: str, names: Collection[str], *, is_cut: bool = False) -> Extra
     Raises:
         ReplyError: it holds nothing like an answer: blank, prose, an unfinished thought, or nested beyond reason.
     """
-    return _Reader(names).read(text, is_cut=is_cut)
+    return _Reader(names, exact).read(text, is_cut=is_cut)
 
 
 class _Reader:
     """One reading: the expected names, and the duplicate keys met on the way."""
 
-    def __init__(self, names: Collection[str]) -> None:
+    def __init__(self, names: Collection[str], exact: Collection[str] = ()) -> None:
         self.names = names
+        self.exact = exact
         self.duplicates: list[str] = []
         self.decoder = json.JSONDecoder(strict=False, parse_int=_integer, object_pairs_hook=self._pairs)
 
@@ -205,7 +207,7 @@ class _Reader:
             data: Any = json_repair.loads(span)
             if self._is_answer(data):
                 picked = self._picked(data, repaired=True)
-                return _believed(picked, span)
+                return _without(_believed(picked, span), self.exact)
         if not span and not self._is_attempt(text):
             raise ReplyError(f"the reply holds no object with {self._some_names()}; it is left unused", reply=whole)
         return self._nothing(f"it is not one JSON object that holds {self._some_names()}")
@@ -273,6 +275,17 @@ def _objects(text: str) -> tuple[list[tuple[int, int]], int | None]:
         elif mark == "]":
             square = max(0, square - 1)
     return spans, (start if depth else None)
+
+
+def _without(picked: Extract, exact: Collection[str]) -> Extract:
+    """A repaired answer without the values that may not be guessed at."""
+    doubted = [name for name in exact if name in picked.values]
+    why = "the reply is not valid JSON, and code is never guessed at; escape quotes and newlines"
+    return replace(
+        picked,
+        values={name: value for name, value in picked.values.items() if name not in doubted},
+        lost={**picked.lost, **dict.fromkeys(doubted, why)},
+    )
 
 
 _QUOTES = "\"'`\u201c\u201d\u2018\u2019\u00ab\u00bb"

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from trace_opt.core.code import diff
 from trace_opt.core.codec import canonical
 from trace_opt.optim.schema import to_json
-from trace_opt.optim.text import cut, json_text, name_text
+from trace_opt.optim.text import block, cut, json_text, name_text
 
 if TYPE_CHECKING:
     from trace_opt.core.parameter import Parameter
@@ -70,6 +71,15 @@ def attempts_text(
         known = "no score" if attempt.score is None else f"score {attempt.score:.6g}"
         lines.append(f"{i + 1}. {known}{', ' if attempt.verdict else ''}{attempt.verdict}")
         for name, value in attempt.values.items():
+            if owned[name].code is not None:
+                changed = diff(str(owned[name].value), str(value), name)
+                # of code what it changes says more than its first and last lines
+                lines.append(
+                    f"  {name_text(name)} changed so:\n{block(cut(changed, 2 * limit), '    ')}"
+                    if changed
+                    else f"  {name_text(name)} as it is now"
+                )
+                continue
             lines.append(f"  {name_text(name)} = {cut(json_text(to_json(owned[name], value)), limit)}")
     return "\n".join(lines)
 
@@ -80,6 +90,9 @@ def key_of(owned: Mapping[str, Parameter[Any]], values: Mapping[str, Any]) -> st
 
 
 def _verdict(trial: Trial) -> str:
+    refused = trial.proposal.notes.get("refused")
+    if refused:
+        return f"refused: {refused}"
     before = trial.outcome.before
     kept = "kept" if trial.outcome.accepted else "rejected"
     return kept if before is None else f"was {before:.6g} before, {kept}"

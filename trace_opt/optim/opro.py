@@ -42,7 +42,7 @@ _HEADING = "# Solutions so far (the best last)"
 
 
 class OPRO(Proposer):
-    """Improves text, numbers, booleans, choices and structured values from the scores of earlier ones.
+    """Improves text, code, numbers, booleans, choices and structured values from the scores of earlier ones.
 
     Args:
         model: An `LLM`, its name for `connect` ("openai/gpt-4.1"), or None for the run's model.

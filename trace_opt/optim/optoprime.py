@@ -32,7 +32,9 @@ the program looked at that value and took this course because of it; with anothe
 A line of dots stands for calls that are not written out, and says which.
 # Documentation says what the functions do.
 # Variables are all that you can change: the name, what is allowed, what it is for, and the value now, as JSON. A text \
-of several lines stands behind `|` marks, which are not part of it.
+of several lines stands behind `|` marks, which are not part of it. Where it is a Python function, you are told which \
+Python runs it and what it may call, and tracebacks count its lines.
+# Calls of the functions, where it is there, lists calls of such functions, those of failed examples first.
 # Tried before, where it is there, lists earlier values with the score that came of them; a greater score is better. \
 Rejected ones were no improvement.
 # Example sections, the worst first, give what went in, the decisions, the values that the lines of code gave, the \
@@ -64,7 +66,7 @@ _HEADING = "# Tried before (oldest first)"
 
 
 class OptoPrime(Proposer):
-    """Improves text, numbers, booleans, choices and structured values by asking a language model, once a step.
+    """Improves text, code, numbers, booleans, choices and structured values by asking a language model, once a step.
 
     Args:
         model: An `LLM`, its name for `connect` ("openai/gpt-4.1"), or None for the run's model.

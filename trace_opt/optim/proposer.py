@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from trace_opt.errors import LLMError, ReplyError
 from trace_opt.optim.base import Optimizer, Proposal, Trial
+from trace_opt.optim.functions import RULES, codes
 from trace_opt.optim.memory import key_of
 from trace_opt.optim.reply import ask
 from trace_opt.optim.schema import answerable
@@ -27,7 +28,12 @@ class Proposer(Optimizer):
         tokens: The most that the problem text may take.
         max_tokens: The most that an answer may take.
         temperature: How much the model's answers vary; None leaves it to the model's defaults.
+
+    Attributes:
+        reflects: It reads what went wrong, so a search may ask it about one of its parameters alone.
     """
+
+    reflects = True
 
     def __init__(
         self,
@@ -56,7 +62,7 @@ class Proposer(Optimizer):
 
     @final
     def handles(self, parameter: Parameter[Any]) -> bool:
-        """Text, numbers, booleans, choices and structured values; never tensors or demonstrations."""
+        """Text, code, numbers, booleans, choices and structured values; never tensors or demonstrations."""
         return answerable(parameter)
 
     @final
@@ -105,7 +111,7 @@ def closing(parameters: Sequence[Parameter[Any]]) -> str:
     return (
         "# Answer\n"
         f'One JSON object with "reasoning" and "values"; the values\' names: {names}{more}. '
-        "Give null for a variable that is to stay as it is."
+        "Give null for a variable that is to stay as it is." + (f"\n{RULES}" if codes(parameters) else "")
     )
 
 

@@ -17,6 +17,7 @@ import trace_opt
 from trace_opt.core.graph import OUTPUT_OF_LEAVES
 from trace_opt.core.node import Failure, Node, ParameterNode
 from trace_opt.optim.constants import Constants, structure
+from trace_opt.optim.functions import by_line, calls_text, codes, failing_lines, spread
 from trace_opt.optim.lines import Gap, Line
 from trace_opt.optim.listing import Listing
 from trace_opt.optim.text import block, cut, literal, name_text, one_line, size, tokens_in
@@ -100,6 +101,9 @@ class _Problem:
         self.total = len(ordered)
         most = max(1, min(_MAX_EXAMPLES, int(self.free * _BYTES_PER_TOKEN * 0.6) // _EXAMPLE_BYTES))
         names = {parameter.name for parameter in parameters}
+        if codes(parameters):
+            # what works is to stay so: code is mended by what it gets right as well
+            ordered = spread(ordered, most)
         self.shown = [_Shown(rollout, _listing(rollout, names)) for rollout in ordered[:most]]
         reached = {node.name for example in self.shown for node in _variables_in(example)}
         self.variables = f"# Variables\n{variables_text(parameters, reached if ordered else None)}"
@@ -121,11 +125,14 @@ class _Problem:
         tried = _cut_lines(self.tried, room // 6)
         left = room - sum(map(size, feedback)) - size(tried)
         sections = self._code_sections(self._codes(int(left * 0.4)), left // 8)
-        parts = [self.head, *sections, self.variables, *([tried] if tried else [])]
+        calls = calls_text(self.parameters, [example.rollout for example in self.shown], left // 8)
+        left -= size(calls)
+        parts = [self.head, *sections, self.variables, *([calls] if calls else []), *([tried] if tried else [])]
         each = (left - sum(map(size, sections)) - 100) // max(1, len(self.shown)) - 60
         parts += [self._example(i, example, feedback[i], each) for i, example in enumerate(self.shown)]
         rest = self.total - len(self.shown)
-        return "\n\n".join([*parts, f"({rest} more examples, with better feedback, are not shown.)"] if rest else parts)
+        which = "" if codes(self.parameters) else ", with better feedback,"
+        return "\n\n".join([*parts, f"({rest} more examples{which} are not shown.)"] if rest else parts)
 
     def _codes(self, limit: int) -> list[list[int]]:
         """Settle each example's lines; which examples ran the same code, the worst first."""
@@ -165,7 +172,8 @@ class _Problem:
 
     def _feedback(self, limit: int) -> list[str]:
         """What was said about each example, in about `limit` bytes together."""
-        texts = [_said(example.rollout) for example in self.shown]
+        told: set[str] = set()
+        texts = [_said(example.rollout, self.parameters, told) for example in self.shown]
         limits = shares([size(block(text)) for text in texts], limit)
         return [block_within(text, limit) for text, limit in zip(texts, limits, strict=True)]
 
@@ -299,14 +307,26 @@ def _ends(entries: Sequence[T], limit: int) -> tuple[Sequence[T], int, int]:
     return [*entries[:head], *entries[len(entries) - tail :]], len(entries) - most, head
 
 
-def _said(rollout: Rollout) -> str:
-    """Feedback in words, with the user's own frames of the traceback where the workflow failed."""
+def _said(rollout: Rollout, parameters: Sequence[Parameter[Any]], told: set[str]) -> str:
+    """Feedback in words, with the user's own frames of the traceback where the workflow failed.
+
+    Args:
+        rollout: The rollout.
+        parameters: All variables; lines of those that are functions are shown.
+        told: The lines shown already.
+    """
     text = rollout.feedback.text
     failed = getattr(cast("Any", rollout).node, "value", None)
     if isinstance(failed, Failure):
         trace = own_frames(failed.traceback)
         if trace and trace not in text:
             text = f"{text}\n{trace}" if text else trace
+        text = by_line(text, parameters)
+        ran = {} if rollout.graph is None else {name: node.value for name, node in rollout.graph.parameters.items()}
+        lines = failing_lines(text, {**rollout.values, **ran}, parameters)
+        if lines and lines not in told:
+            told.add(lines)
+            text = f"{text}\n{lines}"
     return text
 
 

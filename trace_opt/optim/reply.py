@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from trace_opt.core.parameter import same, short
 from trace_opt.errors import BudgetError, LLMError, ReplyError
 from trace_opt.optim.extract import Extract, Unreadable, extract
+from trace_opt.optim.functions import codes, fenced, source_of
 from trace_opt.optim.schema import admits_null, labels, schema_of
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def read(text: str, parameters: Sequence[Parameter[Any]], *, finish: str = "stop
     if finish == "refusal":
         raise ReplyError(f"the model declined to answer: {short(text)}; rephrase the objective", reply=text)
     by_name = {parameter.name: parameter for parameter in parameters}
-    found = extract(text, by_name, is_cut=finish in ("length", "content_filter"))
+    found = _found(text, by_name, is_cut=finish in ("length", "content_filter"))
     values: dict[str, Any] = {}
     problems = dict(found.lost)
     for name, raw in found.values.items():
@@ -77,6 +78,22 @@ def read(text: str, parameters: Sequence[Parameter[Any]], *, finish: str = "stop
     return Answer(values, found.reason, problems, found.unknown, found.duplicates, found.repaired)
 
 
+def _found(text: str, by_name: Mapping[str, Parameter[Any]], *, is_cut: bool) -> Extract:
+    """What the JSON of a reply gives, and what stands in fenced blocks of functions that it does not give."""
+    blocks: dict[str, Any] = {**fenced(text, list(by_name.values()))}
+    try:
+        found = extract(text, by_name, is_cut=is_cut, exact=codes(by_name.values()))
+    except ReplyError:
+        if not blocks:
+            raise
+        return Extract(blocks)
+    given = {name: raw for name, raw in blocks.items() if found.values.get(name) is None}
+    if not given:
+        return found
+    lost = {} if not found.values else {name: why for name, why in found.lost.items() if name not in given}
+    return replace(found, values={**found.values, **given}, lost=lost)
+
+
 def value_of(parameter: Parameter[Any], raw: Any) -> Any:
     """The value that a piece of JSON stands for, never converted.
 
@@ -88,12 +105,14 @@ def value_of(parameter: Parameter[Any], raw: Any) -> Any:
         raise ValueError(fault)
     if parameter.choices is not None:
         return _chosen(parameter, raw)
+    if parameter.code is not None:
+        return source_of(parameter, raw)
     from pydantic import ValidationError
 
     try:
         value = parameter.adapter.validate_json(json.dumps(raw), strict=True)
     except ValidationError as error:
-        raise ValueError(_first_error(error, raw)) from None
+        raise ValueError(_errors(error, raw)) from None
     if parameter.kind == "structured" and _is_coerced(raw, parameter.adapter.dump_python(value, mode="json")):
         raise ValueError(f"{short(raw)} is of another type than what is allowed; true is not 1, and 1 is not 1.0")
     return parameter.check(value)
@@ -232,11 +251,15 @@ def _text_fault(text: str) -> str:
     return ""
 
 
-def _first_error(error: Any, raw: Any) -> str:
-    first = error.errors(include_url=False, include_context=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    where = f" at {place!r}" if place else ""
-    return f"{_shown(first.get('input', raw))}{where} cannot be used: {first['msg']}"
+def _errors(error: Any, raw: Any) -> str:
+    """What is wrong with a value; of a structured one, each field that is."""
+    found = error.errors(include_url=False, include_context=False)
+    told: list[str] = []
+    for one in found[:5]:
+        place = ".".join(str(part) for part in one["loc"])
+        where = f" at {place!r}" if place else ""
+        told.append(f"{_shown(one.get('input', raw))}{where} cannot be used: {one['msg']}")
+    return "; ".join(told) + (f"; and {len(found) - 5} more" if len(found) > 5 else "")
 
 
 def _shown(raw: Any) -> str:

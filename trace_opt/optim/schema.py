@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from trace_opt.core.parameter import same
+from trace_opt.optim.functions import TYPE_TEXT
+from trace_opt.optim.text import one_line
 
 if TYPE_CHECKING:
     from trace_opt.core.parameter import Parameter
@@ -98,12 +100,16 @@ def type_text(parameter: Parameter[Any]) -> str:
     """What values are allowed, for a reader: `text`, `whole number, at least 1`, or a compact JSON schema."""
     if parameter.choices is not None:
         return "one of " + ", ".join(json.dumps(label, ensure_ascii=False) for label, _ in labels(parameter))
+    if parameter.code is not None:
+        return TYPE_TEXT
     if parameter.kind == "text":
-        return "text"
+        return "text" if parameter.placeholders is None else f"text, {parameter.placeholders.text}"
     if parameter.kind == "boolean":
         return "true or false"
     if parameter.kind == "number":
         return _NUMBERS["integer" if parameter.annotation is int else "number"]
+    if field_lines(parameter):
+        return "JSON object with exactly the fields below"
     schema = _without_titles(parameter.adapter.json_schema())
     words = _scalar_words(schema)
     return words or f"JSON that fits the schema {json.dumps(schema, ensure_ascii=False, separators=(', ', ': '))}"
@@ -116,6 +122,24 @@ _BOUNDS = {
     "maxLength": "at most {} characters", "pattern": "matching the pattern {!r}", "format": "in {} format",
 }  # fmt: skip
 _KINDS = {**_NUMBERS, "string": "text", "boolean": "true or false"}
+
+
+def field_lines(parameter: Parameter[Any]) -> list[str]:
+    """What is allowed in each field of a structured value, where words say all of it; else nothing."""
+    if parameter.kind != "structured":
+        return []
+    schema = _without_titles(parameter.adapter.json_schema())
+    fields = cast("dict[str, Any]", schema.get("properties", {})) if schema.get("type") == "object" else {}
+    lines: list[str] = []
+    for name, inner in fields.items():
+        words = _scalar_words({key: said for key, said in inner.items() if key != "default"})
+        if not words and inner.get("type") == "array" and isinstance(inner.get("items"), dict):
+            each = _scalar_words(inner["items"])
+            words = f"list, each {each}" if each and set(inner) <= {"type", "items", "default", "description"} else ""
+        if not words:
+            return []
+        lines.append(f"{name}: {words}" + (f" ({one_line(inner['description'])})" if "description" in inner else ""))
+    return lines
 
 
 def _scalar_words(schema: Mapping[str, Any]) -> str:

@@ -7,22 +7,21 @@ depend on when it runs: its seed comes from the run's seed and its example.
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from trace_opt.core.binding import bind
-from trace_opt.core.codec import content_hash, decode, encode
-from trace_opt.core.feedback import Feedback
+from trace_opt.core.codec import content_hash, encode
 from trace_opt.core.graph import Graph
 from trace_opt.core.rollout import Rollout
 from trace_opt.errors import BudgetError
 from trace_opt.search.candidate import Candidate, Score
+from trace_opt.search.draws import Draws
 from trace_opt.search.options import Event
+from trace_opt.search.restoring import Stored, restored
 from trace_opt.search.rolling import Bound, Job, Roller, aliased
 from trace_opt.search.splits import Data, rollout_seed
 from trace_opt.store.rows import RolloutRow
@@ -36,6 +35,8 @@ if TYPE_CHECKING:
     from trace_opt.search.executors import Executor
     from trace_opt.store.writer import Writer
 
+T = TypeVar("T")
+
 LONG_S = 0.05
 """A rollout that took this long is committed at once, as one that paid is."""
 
@@ -44,21 +45,6 @@ _UNLISTED = -1
 _INLINE_S = 0.02
 _YIELD_S = 0.05
 _TELL_S = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """A rollout that an earlier session left in the store.
-
-    Attributes:
-        score: Its score.
-        data: What `Writer.rollout` was given, as JSON text.
-        graph: Gives its graph's text, or None where none was kept.
-    """
-
-    score: Score
-    data: str
-    graph: Callable[[], str | None]
 
 
 class Bench:
@@ -74,9 +60,11 @@ class Bench:
         floor: The lower end of the score range, or None for the lowest score seen.
         tell: Takes events, or None.
         keep_graphs: Whether graphs that may be wanted later are kept.
+        draws: How often examples are run, and what their score is; once by default.
 
     Attributes:
-        order: The validation examples in the one order in which every candidate meets them.
+        order: The validation examples in one order for all; of the first a graph is kept.
+        draws: How often examples are run, and what their score is.
         lowest: The lowest score seen.
         stored: What earlier sessions left, by candidate and example.
         parameters: By full name, for graphs from the store; set once they are known.
@@ -86,8 +74,10 @@ class Bench:
     def __init__(
         self, roller: Roller, executor: Executor, data: Data, *, seed: int, ledger: Ledger, writer: Writer | None = None,
         floor: float | None = None, tell: Callable[[Event], object] | None = None, keep_graphs: bool = True,
+        draws: Draws | None = None,
     ) -> None:  # fmt: skip
         self.data = data
+        self.draws = Draws(data) if draws is None else draws
         self.order = data.order(seed)
         self.seed = seed
         self.ledger = ledger
@@ -107,6 +97,7 @@ class Bench:
         self._finished = 0
         self._numbers = {id(data.examples[n]): n for n in data.train}
         self._quick_s = math.inf  # what the slowest of the last unsaved rollouts took
+        self._scored_s = math.inf  # what the slowest of the last others took, none of which asked a model
         self._yielded = 0.0
         self._draws: bool | None = None  # whether training rollouts draw from torch's own stream
         self._warned = False
@@ -128,13 +119,17 @@ class Bench:
         Raises:
             BudgetError: the budget does not cover all of it; what was run is kept.
         """
-        todo: list[tuple[Candidate, Job]] = []
+        todo: dict[tuple[int, int, int], tuple[Candidate, Job]] = {}
         for candidate, numbers in wanted:
             for number in numbers:
+                if number in candidate.scores:
+                    continue
                 keep = self._keeps(number)
-                if number not in candidate.scores:
-                    todo.append((candidate, self._job(candidate, number, keep=keep)))
-        await self._run(todo, phase)
+                for repeat in self.draws.of(candidate, number):
+                    if (number, repeat) not in candidate.draws:
+                        job = self._job(candidate, number, keep=keep, repeat=repeat)
+                        todo[candidate.id, number, repeat], keep = (candidate, job), False
+        await self._run(list(todo.values()), phase)
         for candidate, numbers in wanted:
             self._saw(candidate.scores[n] for n in numbers)
 
@@ -156,7 +151,8 @@ class Bench:
         for candidate, numbers in wanted:
             for number in numbers:
                 if number not in candidate.kept and not self._restored(candidate, number):
-                    todo[candidate.id, number] = candidate, self._job(candidate, number, keep=True)
+                    repeat = self.draws.of(candidate, number)[0]
+                    todo[candidate.id, number] = candidate, self._job(candidate, number, keep=True, repeat=repeat)
         await self._run(list(todo.values()), phase)
 
     def free_jobs(
@@ -219,12 +215,8 @@ class Bench:
             BudgetError: the budget does not cover all of them.
         """
         self.ledger.take_unsaved(len(jobs))
-        if self._quick_s * len(jobs) < _INLINE_S and not self._roller.is_async and not self._executor.apart:
-            # handing work to a thread takes longer than such work itself
-            found = self._inline(jobs)
-            if perf_counter() - self._yielded > _YIELD_S:
-                self._yielded = perf_counter()
-                await asyncio.sleep(0)
+        if self._quick(self._quick_s * len(jobs)):
+            found = await self._inline(jobs, self._roller.run)
         else:
             found = await self._through(jobs)
         slowest = 0.0
@@ -250,19 +242,30 @@ class Bench:
         self._draws = bool(self._draws) or any(job.draws for job in jobs)
         return found
 
-    def _inline(self, jobs: Sequence[Job]) -> list[tuple[Rollout, Account]]:
+    def _quick(self, seconds: float) -> bool:
+        """Whether handing work to threads would take longer than such work itself."""
+        return seconds < _INLINE_S and not self._roller.is_async and not self._executor.apart
+
+    async def _inline(self, jobs: Sequence[Job], work: Callable[[Job], T]) -> list[T]:
         """Run jobs here and now, as a thread of their own would: no event loop is running for their code."""
         loop = asyncio._get_running_loop()
         asyncio._set_running_loop(None)
         try:
-            return [self._roller.run(job) for job in jobs]
+            found = [work(job) for job in jobs]
         finally:
             asyncio._set_running_loop(loop)
+        if perf_counter() - self._yielded > _YIELD_S:
+            self._yielded = perf_counter()
+            await asyncio.sleep(0)
+        return found
 
     # -- running -----------------------------------------------------------------------------------------------------
 
-    def _job(self, candidate: Candidate, number: int, *, keep: bool) -> Job:
-        return self._job_of(candidate.id, candidate.values, number, keep=keep)
+    def _job(self, candidate: Candidate, number: int, *, keep: bool, repeat: int = 0) -> Job:
+        job = self._job_of(candidate.id, candidate.values, number, keep=keep)
+        if repeat:
+            job.repeat, job.seed = repeat, rollout_seed(self.seed, self.data.keys[number], repeat)
+        return job
 
     def _job_of(self, candidate: int, values: dict[str, Any], number: int, *, keep: bool) -> Job:
         bound = self._bound.get(number)
@@ -295,17 +298,25 @@ class Bench:
         jobs = [job for _, job in todo]
         try:
             async with self._telling(phase, len(jobs)):
-                await self._all(jobs, awork if self._roller.is_async else work, finished)
+                # those who try several candidates at once want them to run at once
+                few = len({candidate.id for candidate, _ in todo}) <= 2
+                quick = few and self._quick(self._scored_s * len(jobs))
+                await self._all(jobs, awork if self._roller.is_async else work, finished, inline=quick)
         finally:
             for job in jobs:
                 if job in finished:
                     self._apply(job, *finished[job])
+            took = [math.inf if rollout.cost.calls else rollout.seconds for _, rollout in finished.values()]
+            self._scored_s = max(took, default=math.inf)
             self.ledger.give_rollouts(sum(self._is_new(c, job) for c, job in todo if job not in finished))
 
-    async def _all(self, jobs: list[Job], work: Any, finished: Mapping[Job, Any]) -> None:
+    async def _all(self, jobs: list[Job], work: Any, finished: Mapping[Job, Any], *, inline: bool) -> None:
         """Run jobs at once; where reservations in flight use the budget up, the rest one by one."""
         try:
-            await self._executor.run(jobs, work)
+            if inline:
+                await self._inline(jobs, work)
+            else:
+                await self._executor.run(jobs, work)
         except BudgetError:
             if not finished and self.ledger.on_first is not None:
                 raise
@@ -315,7 +326,7 @@ class Bench:
 
     def _is_new(self, candidate: Candidate, job: Job) -> bool:
         """Whether a rollout was never paid for; a graph that was not kept is made again for nothing."""
-        return job.number not in candidate.scores
+        return job.number not in candidate.scores and (job.number, job.repeat) not in candidate.draws
 
     def _finish(self, job: Job, rollout: Rollout, account: Account) -> None:
         """Keep a rollout as soon as it is known; called where it ran."""
@@ -325,8 +336,8 @@ class Bench:
             graph = rollout.graph.to_json() if now and rollout.graph is not None else None
             cost = rollout.cost
             row = RolloutRow(
-                job.candidate, job.number, 0, rollout.score, self._data(job, rollout), cost.calls, cost.tokens_in,
-                cost.tokens_out, cost.usd, rollout.seconds,
+                job.candidate, job.number, job.repeat, self.draws.value(rollout), self._data(job, rollout), cost.calls,
+                cost.tokens_in, cost.tokens_out, cost.usd, rollout.seconds,
             )  # fmt: skip
             self.writer.rollout(row, spend=account.spend, landed=account.flights, graph=graph, now=now)
         self.ledger.land(account)
@@ -360,7 +371,8 @@ class Bench:
         """Put a finished rollout to its candidate; called in the order of the block."""
         score = rollout.feedback.score
         several = score if isinstance(score, dict) and rollout.error is None else None
-        candidate.scores.setdefault(job.number, Score(rollout.score, several, rollout.cost, rollout.seconds))
+        found = Score(self.draws.value(rollout), several, rollout.cost, rollout.seconds)
+        self.draws.put(candidate, job.number, job.repeat, found)
         if job.number == self.order[0] and rollout.graph is not None:
             candidate.graph = rollout.graph
             self._warn(rollout)
@@ -415,21 +427,3 @@ class Bench:
         job = self._job(candidate, number, keep=True)
         candidate.kept[number] = restored(job, stored, Graph.from_json(text), self.parameters)
         return True
-
-
-def restored(job: Job, stored: Stored, graph: Graph, parameters: Mapping[str, Parameter[Any]]) -> Rollout:
-    """A rollout from the store, with its graph tied to the parameters that exist now."""
-    data: dict[str, Any] = json.loads(stored.data)
-    graph.layout()
-    for name, node in graph.parameters.items():
-        node.parameter = parameters.get(name)
-        node.value = job.values.get(name, node.value)
-    graph.values = dict(job.values)
-    order = graph.layout().order
-    node = cast("Any", order[data["node"]]) if 0 <= data.get("node", -1) < len(order) else None
-    score: Any = data.get("scores") or stored.score.value
-    return Rollout(
-        example=job.example, values=job.values, seed=job.seed, graph=graph, node=node, output=decode(data.get("output")),
-        feedback=Feedback(score=score, text=data.get("text", "")), error=data.get("error"), cost=stored.score.cost,
-        seconds=stored.score.seconds,
-    )  # fmt: skip

@@ -17,7 +17,11 @@ BOLDEST = 0.75
 
 
 MOST_LENIENT = 0.4
-"""The largest alpha that is used: for a capital of less than 1 / .4 a single bet could win the test."""
+"""The largest alpha used while examples are left: for a capital of less than 1 / .4 a single bet could win the test."""
+
+
+EVEN = 0.5
+"""What a large alpha has left for the last look: if nothing changed, a mean above 0 is as likely as one below."""
 
 
 class Wealth:
@@ -50,10 +54,13 @@ class BettingTest:
     Args:
         alpha, worse_alpha: The chances of finding a candidate better, or worse, that is not.
         span: The largest possible difference.
+        horizon: How many examples there are; the last look is at all of them.
     """
 
-    def __init__(self, alpha: float, worse_alpha: float, span: float) -> None:
+    def __init__(self, alpha: float, worse_alpha: float, span: float, horizon: int) -> None:
         self._limits = -math.log(min(alpha, MOST_LENIENT)), -math.log(min(worse_alpha, MOST_LENIENT))
+        self._coin = alpha >= MOST_LENIENT + EVEN
+        self._horizon = horizon
         self._span = span
         self._up, self._down = Wealth(), Wealth()
         self._seen = 0
@@ -72,6 +79,7 @@ class BettingTest:
         self._seen = len(differences)
         self._sums = self._sums[0] + math.fsum(block), self._sums[1] + math.fsum(d * d for d in block)
         better, worse = self._up.log >= self._limits[0], self._down.log >= self._limits[1]
+        better = better or (self._coin and self._seen == self._horizon and self._sums[0] > 0)
         return better - worse
 
     def moments(self) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,18 @@ class Score:
     seconds: float = 0.0
 
 
+def merged(scores: Sequence[Score]) -> Score:
+    """One example's draws as one score: their means, what they cost together; failed where one of them failed."""
+    values = [score.value for score in scores if score.value is not None]
+    several = [score.several for score in scores if score.several is not None]
+    names = list(several[0]) if several and len(several) == len(scores) else []
+    return Score(
+        math.fsum(values) / len(values) if len(values) == len(scores) else None,
+        {name: math.fsum(given[name] for given in several) / len(several) for name in names} or None,
+        sum((score.cost for score in scores), Cost()), math.fsum(score.seconds for score in scores),
+    )  # fmt: skip
+
+
 @dataclass(slots=True, eq=False)
 class Candidate:
     """One complete set of values.
@@ -42,6 +55,8 @@ class Candidate:
         parents: The candidates it was made from.
         step, optimizer: Who made it when.
         scores: By example number.
+        draws: By example number and repeat, where examples are run several times; `scores` holds those of one round.
+        round: Which round of draws that is.
         kept: Rollouts with graphs, by example number, while they may be wanted.
         graph: The graph of its rollout on the first validation example.
         accepted: Whether the search built on it.
@@ -57,19 +72,16 @@ class Candidate:
     kept: dict[int, Rollout] = field(default_factory=dict[int, Rollout])
     graph: Graph | None = None
     accepted: bool = False
+    draws: dict[tuple[int, int], Score] = field(default_factory=dict[tuple[int, int], Score])
+    round: int = 0
 
     def on(self, numbers: Sequence[int]) -> list[float | None]:
         """Its scores on examples; all must have been run."""
         return [self.scores[n].value for n in numbers]
 
     def known(self, order: Sequence[int]) -> list[int]:
-        """The first examples of an order up to the first that was not run."""
-        found: list[int] = []
-        for number in order:
-            if number not in self.scores:
-                break
-            found.append(number)
-        return found
+        """Those examples of an order that were run."""
+        return [number for number in order if number in self.scores]
 
 
 @dataclass(slots=True, eq=False)

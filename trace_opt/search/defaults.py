@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from trace_opt.llm.base import LLM
     from trace_opt.optim.base import Optimizer
 
-_ANSWERABLE = ("text", "number", "boolean", "structured")
+_ANSWERABLE = ("text", "code", "number", "boolean", "structured")
 
 
 def default_optimizers(parameters: Iterable[Parameter[Any]]) -> list[Optimizer]:
     """Optimizers for the kinds of these parameters.
 
-    What can be enumerated (choices, texts with suggestions, demonstrations) is searched jointly and needs no model; other
+    What can be enumerated (choices, texts with suggestions, demonstrations) is searched jointly and needs no model; code, other
     texts, numbers, booleans and structured values are left to a language model. Floating tensors are moved by torch.
     """
     from trace_opt.optim.categorical import Categorical

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from trace_opt.core.codec import dump_value
+from trace_opt.core.memory import MEMORY
 from trace_opt.errors import BudgetError
 from trace_opt.search.candidate import Candidate
+from trace_opt.search.measures import error_rates
+from trace_opt.search.memory import saved_json
+from trace_opt.search.objectives import front_rows
 from trace_opt.search.report import Difference, Report, Summary, spend_json
-from trace_opt.search.statistics import is_binary
+from trace_opt.search.statistics import is_binary, mean
 
 if TYPE_CHECKING:
     from trace_opt.search.budget import Ledger
@@ -20,10 +24,13 @@ if TYPE_CHECKING:
 
 
 async def run_test(settings: Settings, session: Session, best: Candidate) -> list[str]:
-    """Run start and best on the test examples, example by example; gives notes for the report."""
+    """Run start and best on the test examples, example by example; gives notes for the report.
+
+    Where there are none, the best is run on the rest of the validation examples, as far as the budget goes.
+    """
     test = settings.judged
     if not test:
-        return []
+        return await _completed(session, best)
     pair = [session.start] if best is session.start else [session.start, best]
     judged = [c for c in session.candidates.values() if c not in pair and any(n in c.scores for n in test)]
     notes = [f"the test examples have judged {len(judged)} earlier best before, so a claim is weaker"] if judged else []
@@ -34,6 +41,15 @@ async def run_test(settings: Settings, session: Session, best: Candidate) -> lis
     return notes
 
 
+async def _completed(session: Session, best: Candidate) -> list[str]:
+    try:
+        await session.bench.score([(best, session.order)], "validation")
+    except BudgetError:
+        known, total = len(best.known(session.order)), len(session.order)
+        return [f"the best values were run on {known} of {total} examples, among them those that they were chosen by"]
+    return []
+
+
 def report_of(
     settings: Settings, session: Session, best: Candidate, ledger: Ledger, notes: Sequence[str]
 ) -> Report:  # fmt: skip
@@ -42,7 +58,10 @@ def report_of(
     tested = [n for n in settings.judged if n in start.scores and n in best.scores]
     numbers = tested or [n for n in session.order if n in start.scores and n in best.scores]
     held_out = bool(tested) and settings.judged != data.train
-    difference = None if best is start or not numbers else Difference.of(start.on(numbers), best.on(numbers))
+    difference = None
+    if best is not start and numbers:
+        measure = session.measures[0]
+        difference = Difference.of(start.on(numbers), best.on(numbers), measure=measure, seed=settings.seed)
     claim = "none" if not held_out else "no evidence" if difference is None else difference.claim
     binary = is_binary(start.on(numbers)) and is_binary(best.on(numbers))
     said = [*data.notes, *notes]
@@ -50,18 +69,43 @@ def report_of(
         said.append("no proposal was better, so the start's values stay")
     return Report(
         examples="test" if held_out and data.test else "train" if data.shared else "val", held_out=held_out, claim=claim,
-        best=summary(best, numbers, floor, binary=binary), start=summary(start, numbers, floor, binary=binary),
+        best=summary(best, numbers, floor, binary=binary, weighted=settings.weights is not None),
+        start=summary(start, numbers, floor, binary=binary, weighted=settings.weights is not None),
         difference=difference,
-        trials=len(session.attempts), accepted=sum(attempt.accepted for attempt in session.attempts),
+        search_gate={} if settings.search.gate is None else error_rates(settings.search.gate, len(session.order)),
+        front=tuple(_front(settings, session)), trials=len(session.attempts), accepted=sum(attempt.accepted for attempt in session.attempts),
         changed=_changed(session, best), spend=spend_json(ledger.spent), seconds=ledger.seconds, notes=tuple(said),
+        saved=saved_json(memory.saved) if (memory := MEMORY.get()) is not None else {},
     )  # fmt: skip
 
 
-def summary(candidate: Candidate, numbers: Sequence[int], floor: float, *, binary: bool | None = None) -> Summary:
-    """A candidate's scores on some examples."""
+def _front(settings: Settings, session: Session) -> list[dict[str, Any]]:
+    """What was accepted and is not beaten in everything, on the examples that a front is over; empty for one alone."""
+    search = settings.search
+    size: Callable[[int], int] = getattr(search, "size", int)
+    names = dict.fromkeys((*getattr(search, "objectives", ()), "length"))
+    accepted = [candidate for candidate in session.candidates.values() if candidate.accepted]
+    rows = front_rows(accepted, session.order[: size(len(session.order))], session.parameters, list(names))
+    return rows if len(rows) > 1 else []
+
+
+def summary(
+    candidate: Candidate, numbers: Sequence[int], floor: float, *, binary: bool | None = None, weighted: bool = False
+) -> Summary:
+    """A candidate's scores on some examples.
+
+    Args:
+        candidate: Run on all of them.
+        numbers: The examples.
+        floor: What a failed rollout counts as.
+        binary: Whether scores are 0 or 1 by nature.
+        weighted: Whether a sum of the scores decides, in place of the first.
+    """
     several = [s for n in numbers if (s := candidate.scores[n].several) is not None]
     names = list(several[0]) if several else []
     means = {name: sum(s.get(name, floor) for s in several) / len(several) for name in names}
+    if weighted:
+        means = {"weighted": mean(candidate.on(numbers), floor), **means}
     return Summary.of(candidate.on(numbers), floor, binary=binary, means=means)
 
 

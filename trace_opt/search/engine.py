@@ -13,14 +13,15 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from trace_opt.core.feedback import Guide
+from trace_opt.core.memory import remembering
 from trace_opt.core.rollout import Cost
 from trace_opt.errors import BudgetError
 from trace_opt.search.budget import Ledger
 from trace_opt.search.candidate import Candidate, record_of
 from trace_opt.search.ending import finished, report_of, run_test
-from trace_opt.search.executors import LocalExecutor
 from trace_opt.search.opening import Opening
 from trace_opt.search.options import Options
+from trace_opt.search.rollers import executor_of
 from trace_opt.search.session import UNJUDGED, Session
 from trace_opt.search.settings import Settings, announce, settle
 
@@ -108,7 +109,7 @@ class _Engine:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.executor = LocalExecutor(settings.concurrency)
+        self.executor = executor_of(settings.executor, settings.address, settings.concurrency)
         self.opening = Opening(settings, self.executor)
         self.writer: Writer | None = None
         self.session: Session | None = None
@@ -118,7 +119,8 @@ class _Engine:
         try:
             self.opening.open()
             self.writer = self.opening.writer
-            result = await self._whole()
+            with remembering(self.opening.memory):
+                result = await self._whole()
         except (KeyboardInterrupt, asyncio.CancelledError):
             self._close("interrupted", "interrupted; everything up to then is kept")
             raise
@@ -192,7 +194,8 @@ class _Engine:
         usd = None if mean.usd is None else mean.usd * share
         seconds = sum(s.seconds for s in start.scores.values()) / max(1, len(start.scores)) * 1.1 * test
         self.opening.ledger.hold(
-            Cost(calls, math.ceil(mean.tokens_in * share), math.ceil(mean.tokens_out * share), usd), rollouts=test,
+            Cost(calls, math.ceil(mean.tokens_in * share), math.ceil(mean.tokens_out * share), usd),
+            rollouts=test * self.settings.repeats,
             seconds=seconds / self.settings.concurrency,
         )  # fmt: skip
 

@@ -8,8 +8,10 @@ from typing import Any, Unpack
 
 from trace_opt.core.binding import bind
 from trace_opt.core.feedback import Guide
+from trace_opt.core.memory import Memory, remembering
 from trace_opt.core.rollout import Cost
 from trace_opt.errors import BudgetError, ProblemError
+from trace_opt.llm.meter import metering
 from trace_opt.search.bench import Bench
 from trace_opt.search.budget import Budget, Ledger
 from trace_opt.search.candidate import Candidate
@@ -17,10 +19,12 @@ from trace_opt.search.defaults import default_optimizers, give_model, owners, ra
 from trace_opt.search.ending import summary
 from trace_opt.search.engine import blocking
 from trace_opt.search.executors import LocalExecutor
+from trace_opt.search.gate import smallest_gain
+from trace_opt.search.memory import saved_json
 from trace_opt.search.options import Options
 from trace_opt.search.report import Report, spend_json
 from trace_opt.search.rolling import Job, Roller
-from trace_opt.search.settings import needs, settle
+from trace_opt.search.settings import Settings, needs, power_notes, settle
 from trace_opt.search.splits import Data, split
 
 
@@ -81,12 +85,13 @@ async def aevaluate(
     )  # fmt: skip
     candidate = Candidate(0, dict(values or {}), "")
     try:
-        await bench.score([(candidate, list(data.val))], "examples")
+        with remembering(Memory(meter=metering)) as memory:
+            await bench.score([(candidate, list(data.val))], "examples")
     finally:
         executor.close()
     return Report(
         examples="given", held_out=False, best=summary(candidate, list(data.val), bench.floor),
-        spend=spend_json(ledger.spent), seconds=ledger.seconds,
+        spend=spend_json(ledger.spent), seconds=ledger.seconds, saved=saved_json(memory.saved),
     )  # fmt: skip
 
 
@@ -104,6 +109,8 @@ class Plan:
         raced: How many combinations are raced.
         model: The optimizers' model and why it is this one; "" where none is asked.
         first_call: What the first model call of a rollout costs at most; None where the first example needs none.
+        smallest_gain: The smallest gain in mean score that the validation examples show with 80 % power at alpha .05; None
+            where they show none, or nothing is tested.
         notes: What else is to be known.
     """
 
@@ -117,6 +124,7 @@ class Plan:
     raced: int
     model: str
     first_call: Cost | None
+    smallest_gain: float | None = None
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -163,8 +171,16 @@ def plan(workflow: Callable[..., Any], train: Sequence[Any], guide: Guide, **opt
         name=settings.name, train=len(data.train), val=0 if data.shared else len(data.val), test=len(data.test),
         budget=settings.budget.limits, rollouts=needs(settings, proposing=True), raced=combinations, model=model,
         parameters={name: type(optimizers[place]).__name__ for name, place in owned.items()},
-        first_call=_first_call(workflow, guide, data.examples[data.order(settings.seed)[0]]), notes=data.notes,
+        first_call=_first_call(workflow, guide, data.examples[data.order(settings.seed)[0]]), smallest_gain=_smallest(settings),
+        notes=(*data.notes, *power_notes(settings)),
     )  # fmt: skip
+
+
+def _smallest(settings: Settings) -> float | None:
+    """See `Plan.smallest_gain`."""
+    gain = smallest_gain(len(settings.data.val)) if settings.search.tests else None
+    low, high = settings.score_range or (0.0, 1.0)
+    return None if gain is None else gain * (high - low)
 
 
 def _found(parameters: Mapping[str, Any], optimizers: Sequence[Any]) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """Who runs rollouts: here asyncio tasks and threads of one process.
 
 Work is pulled from one shared iterator, so what waits costs nothing, and results go to the place of their job: whatever
-the order of arrival, there is one order of effect. An executor for a cluster takes the same jobs.
+the order of arrival, there is one order of effect. `search/distant.py` has rollouts run by other processes.
 """
 
 from __future__ import annotations
@@ -44,6 +44,10 @@ class Executor(Protocol):
         Raises:
             BaseException: that of the first job in order that failed; those not begun by then are left out.
         """
+        ...
+
+    async def in_thread(self, call: Callable[[], R]) -> R:
+        """What a function returns that may block."""
         ...
 
     def close(self) -> None:

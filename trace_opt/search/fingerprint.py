@@ -27,9 +27,20 @@ def of_examples(data: Data) -> dict[str, Any]:
 def of_values(parameters: Sequence[Parameter[Any]], values: Mapping[str, Any]) -> dict[str, str]:
     """A hash of each parameter's starting value, and of what is allowed in its place."""
     return {
-        p.name: content_hash([dump_value(p, values[p.name]), repr(p.choices), repr(p.suggestions), str(p.annotation)])
+        p.name: content_hash(
+            [dump_value(p, values[p.name]), repr(p.choices), repr(p.suggestions), str(p.annotation), *_more(p)]
+        )
         for p in parameters
     }
+
+
+def _more(parameter: Parameter[Any]) -> list[Any]:
+    """What only some parameters have: placeholders, and of code where it runs and what it may call."""
+    code, placeholders = parameter.code, parameter.placeholders
+    told = [] if placeholders is None else [repr(placeholders)]
+    if code is not None:
+        told += [type(code.sandbox).__name__, repr(code.sandbox.limits), *sorted(code.uses)]
+    return told
 
 
 def of_optimizer(optimizer: Optimizer) -> dict[str, Any]:

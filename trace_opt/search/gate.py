@@ -276,7 +276,7 @@ def _test_of(gate: Gate, horizon: int, measure: Measure, seed: int) -> _Test:
         return SignTest(gate.sign_rule(horizon))
     if kind == "flips":
         return SignFlipTest(horizon, gate.alpha, gate.worse_alpha, seed=seed, planned=gate.planned)
-    return BettingTest(gate.alpha, gate.worse_alpha, (measure.span or 1.0) + measure.margin)
+    return BettingTest(gate.alpha, gate.worse_alpha, (measure.span or 1.0) + measure.margin, horizon)
 
 
 class Comparison:

@@ -1,28 +1,32 @@
-"""Greedy search: build on the best values so far; a proposal replaces them once it is better on all validation examples.
+"""Greedy search: build on the best values so far; a proposal replaces them once the search gate finds it better.
 
-A candidate is run on the validation examples in one seeded order, in stages, and dropped at the end of the first stage at
-which its paired mean is not above the incumbent's.
+Candidate and incumbent are compared on the validation examples in an order that is fresh for each trial, a block at a
+time, until the gate has seen enough. An accepted candidate is not completed on the others: it gathers them in the
+comparisons that it stands as the incumbent, and what is saved buys further candidates.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
-from trace_opt.errors import ProblemError
+from trace_opt.errors import BudgetError, ProblemError
 from trace_opt.optim.base import Proposal
 from trace_opt.search import statistics
 from trace_opt.search.candidate import Attempt, Candidate
+from trace_opt.search.comparing import compared
+from trace_opt.search.gate import Gate
 
 if TYPE_CHECKING:
+    from trace_opt.search.gate import Verdict
     from trace_opt.search.session import Session
 
 _MOST_RACED = 1000
 
-WORSE = 0.05
-"""The p-value at which a phase is found worse than the incumbent."""
+BLOCK = 4
+"""Validation examples between two looks of the gate; run on both sides at once, they keep the default concurrency busy."""
 
 
 class Search(Protocol):
@@ -39,8 +43,13 @@ class Search(Protocol):
         ...
 
     @property
+    def gate(self) -> Gate | None:
+        """What decides whether to build on a candidate, or None where every proposal is built on."""
+        ...
+
+    @property
     def tests(self) -> bool:
-        """Whether candidates are run on the validation examples; else every proposal is built on."""
+        """Whether candidates are run on the validation examples."""
         ...
 
     def boundaries(self, total: int) -> list[int]:
@@ -67,27 +76,27 @@ class Greedy:
     Args:
         width: Proposals asked for and tried at once, each against the same incumbent.
         minibatch: Training rollouts that a proposal is made from.
-        stages: After how many validation examples a candidate may be dropped; None is all of them.
-        gate: What a proposal must show: "mean", a higher mean than the incumbent's; a phase is kept unless it is found
+        rungs: After how many validation examples a race drops three quarters of its combinations; None is all of them.
+        gate: The test between a candidate and the incumbent; what a training phase ends at is kept unless it is found
             worse. None tests nothing and builds on every proposal, as an ordinary training loop does.
 
     Raises:
-        ProblemError: a number is below 1, or the stages do not rise.
+        ProblemError: a number is below 1, or the rungs do not rise.
     """
 
     width: int = 1
     minibatch: int = 8
-    stages: tuple[int | None, ...] = (24, 96, None)
-    gate: Literal["mean"] | None = "mean"
+    rungs: tuple[int | None, ...] = (24, 96, None)
+    gate: Gate | None = field(default_factory=lambda: Gate.search(block=BLOCK))
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.minibatch < 1:
             raise ProblemError(f"{self!r} has a number below 1; give at least 1")
-        given = [s for s in self.stages if s is not None]
+        if self.gate is not None and not isinstance(self.gate, Gate):  # pyright: ignore[reportUnnecessaryIsInstance] # users pass anything
+            raise ProblemError(f"the gate is {self.gate!r}; give a Gate, as in Gate.search(), or None to test nothing")
+        given = [s for s in self.rungs if s is not None]
         if any(s < 1 for s in given) or given != sorted(set(given)):
-            raise ProblemError(
-                f"the stages {self.stages!r} do not rise; give numbers of examples, as in (24, 96, None)"
-            )
+            raise ProblemError(f"the rungs {self.rungs!r} do not rise; give numbers of examples, as in (24, 96, None)")
 
     @property
     def tests(self) -> bool:
@@ -95,19 +104,21 @@ class Greedy:
         return self.gate is not None
 
     def boundaries(self, total: int) -> list[int]:
-        """The stages for this many validation examples; one example without a gate, to see what the workflow reads."""
+        """The blocks of the gate; one example without a gate, to see what the workflow reads."""
         if self.gate is None:
             return [1]
-        return sorted({min(total, s) for s in self.stages if s is not None} | {total})
+        return sorted({*range(self.gate.block, total, self.gate.block), total})
 
     async def run(self, session: Session, raced: Mapping[str, Sequence[Any]]) -> str:
         """See `Search.run`."""
         if session.step < 0:
             await self._race(session, raced)
+        await session.confirm_target()
         while (why := session.why_stop()) is None:
             attempts = await session.propose(self.width)
             await self._judge(session, [attempt for attempt in attempts if attempt.open])
             session.conclude(attempts)
+            await session.confirm_target()
         return why
 
     async def _judge(self, session: Session, attempts: Sequence[Attempt]) -> None:
@@ -120,35 +131,28 @@ class Greedy:
             for attempt in fresh:
                 session.accept(attempt, "accepted: not tested")
             return
-        await self._judge_phases(session, [attempt for attempt in fresh if attempt.proposal.phase])
-        alive = [attempt for attempt in fresh if not attempt.proposal.phase]
-        for stop in self.boundaries(len(session.order)):
-            numbers = session.order[:stop]
-            await session.bench.score([(c, numbers) for a in alive if (c := a.candidate) is not None], "trials")
-            alive = [attempt for attempt in alive if self._above(session, attempt, numbers)]
-        for attempt in alive:
-            # one accepted before it in this step may have moved the incumbent
-            if self._above(session, attempt, session.order):
-                session.accept(attempt, f"accepted: above the incumbent on all {len(session.order)} examples")
+        met, phase_gate = session.incumbent, Gate.phase(block=self.gate.block)
+        tests = [(attempt, phase_gate if attempt.proposal.phase else self.gate) for attempt in fresh]
+        for (attempt, gate), verdict in zip(tests, await compared(session, tests), strict=True):
+            await self._decide(session, attempt, verdict, gate, met)
 
     @staticmethod
-    async def _judge_phases(session: Session, attempts: Sequence[Attempt]) -> None:
-        """Keep what training ended at, unless it is found worse on all validation examples."""
-        numbers = session.order
-        await session.bench.score([(c, numbers) for a in attempts if (c := a.candidate) is not None], "trials")
-        for attempt in attempts:
-            pairs = session.compare(attempt, numbers)
-            if pairs.mean < 0 and statistics.p_value(pairs) <= WORSE:
-                attempt.verdict = f"dropped: worse than the incumbent on {len(numbers)} examples"
-            else:
-                session.accept(attempt, f"accepted: not found worse on {len(numbers)} examples")
-
-    @staticmethod
-    def _above(session: Session, attempt: Attempt, numbers: Sequence[int]) -> bool:
-        if session.compare(attempt, numbers).mean > 0:
-            return True
-        attempt.verdict = f"dropped: not above the incumbent after {len(numbers)} examples"
-        return False
+    async def _decide(session: Session, attempt: Attempt, verdict: Verdict, gate: Gate, met: Candidate) -> None:
+        """Build on an attempt, or drop it."""
+        phase = attempt.proposal.phase
+        if _passes(verdict, phase=phase) and met is not session.incumbent:
+            # one accepted before it in this step has moved the incumbent
+            try:
+                [verdict] = await compared(session, [(attempt, gate)], again=True)
+            except BudgetError:
+                attempt.verdict = "dropped: the budget was spent before it met the one accepted before it"
+                return
+        if not _passes(verdict, phase=phase):
+            attempt.verdict = f"dropped: {verdict}"
+            return
+        found = f"not found worse after {verdict.n} examples" if phase else str(verdict)
+        session.accept(attempt, f"accepted: {found}")
+        await session.show()
 
     @staticmethod
     def _repeat(session: Session, attempt: Attempt) -> None:
@@ -156,13 +160,13 @@ class Greedy:
         known = attempt.candidate
         if known is None:
             return
-        numbers = known.known(session.order)
+        numbers = [number for number in known.known(session.order) if number in session.incumbent.scores]
         if numbers:
             session.compare(attempt, numbers)
         attempt.verdict = f"dropped: the same values as candidate {known.id}"
 
     async def _race(self, session: Session, raced: Mapping[str, Sequence[Any]]) -> None:
-        """Try all combinations of some values at the first stage, and the best quarter of them at each later one."""
+        """Try all combinations of some values at the first rung, and the best quarter of them at each later one."""
         attempts = self._combinations(session, raced)
         session.step = 0
         if not attempts:
@@ -171,15 +175,22 @@ class Greedy:
             session.bench.ledger.take_trial()
         session.attempts.extend(attempts)
         racing = [session.start, *(c for attempt in attempts if (c := attempt.candidate) is not None)]
-        for stop in self.boundaries(len(session.order)):
+        total = len(session.order)
+        for stop in sorted({min(total, rung) for rung in self.rungs if rung is not None} | {total}):
             numbers = session.order[:stop]
             await session.bench.score([(candidate, numbers) for candidate in racing], "race")
             ranked = sorted(racing, key=lambda c, on=numbers: -_mean(session, c, on))
             self._note(session, attempts, ranked, numbers)
             racing = ranked[: -(-len(ranked) // 4)]
         winner = next((a for a in attempts if a.candidate is racing[0]), None)
-        if winner is not None and self._above(session, winner, session.order):
-            session.accept(winner, f"accepted: won the race of {len(attempts) + 1}")
+        if winner is not None and self.gate is not None:
+            # it was run on all examples to win, so one look at all of them costs nothing and shows the most
+            [verdict] = await compared(session, [(winner, replace(self.gate, gamma=0.0, block=total))])
+            if verdict.accepted:
+                session.accept(winner, f"accepted: won the race of {len(attempts) + 1}, {verdict}")
+                await session.show()
+            else:
+                winner.verdict = f"dropped: won the race of {len(attempts) + 1}, but {verdict}"
         session.conclude(attempts)
 
     @staticmethod
@@ -219,6 +230,11 @@ class Greedy:
             session.put(attempt, values)
             attempts.append(attempt)
         return attempts
+
+
+def _passes(verdict: Verdict, *, phase: bool) -> bool:
+    """Whether the search builds on it: what training ended at is kept unless it is worse."""
+    return verdict.outcome != "worse" if phase else verdict.accepted
 
 
 def _mean(session: Session, candidate: Candidate, numbers: Sequence[int]) -> float:

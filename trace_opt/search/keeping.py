@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trace_opt.core.codec import decode, dump_value, encode, restore_value
+from trace_opt.core.memory import MEMORY
 from trace_opt.core.rollout import Cost
 from trace_opt.optim.base import Optimizer, Proposal
 from trace_opt.search import statistics
 from trace_opt.search.candidate import Attempt, Candidate, Score
+from trace_opt.search.memory import saved_json, saved_of
 from trace_opt.store.rows import CandidateRow, TrialRow
 
 if TYPE_CHECKING:
@@ -130,24 +132,32 @@ class Keeper:
             self._state(place)
         self._changed.clear()
         self._writer.state("search", state)
+        memory = MEMORY.get()
+        if memory is not None and memory.saved.ops:
+            self._writer.state("saved", saved_json(memory.saved))
         self._writer.set(best=incumbent.id)
         self._writer.commit()
 
     # -- and back ----------------------------------------------------------------------------------------------------
 
     def load_states(self, states: Mapping[str, Any]) -> None:
-        """Give optimizers back what they had learned."""
+        """Give optimizers back what they had learned, and the memory what it had saved."""
+        memory = MEMORY.get()
+        if memory is not None:
+            memory.saved.join(saved_of(states.get("saved", {})))
         for place, optimizer in enumerate(self._optimizers):
             if f"optimizer {place}" in states:
                 optimizer.load_state_dict(decode(states[f"optimizer {place}"]))
 
-    def restored_candidate(self, row: Mapping[str, Any], scores: Mapping[int, Score]) -> Candidate:
-        """A candidate from its row."""
+    def restored_candidate(self, row: Mapping[str, Any], scores: Mapping[tuple[int, int], Score]) -> Candidate:
+        """A candidate from its row, with its scores by example and repeat."""
         values = {name: restore_value(self._parameters[name], data) for name, data in row["data"].items()}
-        return Candidate(
+        made = Candidate(
             row["id"], values, row["values_hash"], tuple(json.loads(row["parents"])), row["step"], row["optimizer"],
-            scores=dict(scores), accepted=bool(row["accepted"]),
+            accepted=bool(row["accepted"]),
         )  # fmt: skip
+        self._bench.draws.load(made, scores)
+        return made
 
     def restored_attempt(self, row: Mapping[str, Any], candidates: Mapping[int, Candidate]) -> Attempt:
         """An attempt from its row."""

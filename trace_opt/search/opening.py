@@ -12,17 +12,23 @@ from trace_opt.core.parameter import Parameter, by_name
 from trace_opt.core.rollout import Cost
 from trace_opt.errors import BudgetError, ProblemError, StoreError
 from trace_opt.search import fingerprint
-from trace_opt.search.bench import Bench, Stored
+from trace_opt.search.bench import Bench
 from trace_opt.search.budget import Ledger, unpriced
 from trace_opt.search.candidate import Candidate, Score
 from trace_opt.search.defaults import default_optimizers, give_model, models_of, owners, raced
-from trace_opt.search.executors import LocalExecutor
-from trace_opt.search.rolling import Roller
+from trace_opt.search.draws import Draws
+from trace_opt.search.executors import Executor
+from trace_opt.search.measures import declared, says
+from trace_opt.search.memory import memory_of
+from trace_opt.search.restoring import Stored
+from trace_opt.search.rollers import roller_of
 from trace_opt.search.session import Session
-from trace_opt.search.settings import Settings, announce, needs, too_small
+from trace_opt.search.settings import Settings, announce, needs, power_notes, too_small
 
 if TYPE_CHECKING:
+    from trace_opt.core.memory import Memory
     from trace_opt.optim.base import Optimizer
+    from trace_opt.search.gate import Measure
     from trace_opt.store.store import Saved
     from trace_opt.store.writer import Writer
 
@@ -38,13 +44,15 @@ class Opening:
         writer: Who keeps, or None.
         ledger: Who pays.
         bench: Runs candidates.
+        memory: What pure ops gave.
         raced: Values to race, by parameter name.
     """
 
     ledger: Ledger
     bench: Bench
+    memory: Memory
 
-    def __init__(self, settings: Settings, executor: LocalExecutor) -> None:
+    def __init__(self, settings: Settings, executor: Executor) -> None:
         self.settings = settings
         self.writer: Writer | None = None
         self.raced: Mapping[str, Sequence[Any]] = {}
@@ -65,6 +73,7 @@ class Opening:
             self._assign(settings.parameters)
         if settings.store is not None:
             self._take(settings)
+        self.memory = memory_of(settings.store, self.writer, settings.reach)
         saved = self._saved
         spent = {} if saved is None else dict(saved.spend)
         self.ledger = Ledger(
@@ -73,10 +82,10 @@ class Opening:
             seconds=0.0 if saved is None else saved.seconds, flights=0 if saved is None else saved.flights,
         )  # fmt: skip
         self.ledger.unsaved = 0 if saved is None else _unsaved(saved)
-        roller = Roller(settings.workflow, settings.guide, self.ledger, self._executor)
+        roller = roller_of(settings, self.ledger, self._executor)
         self.bench = Bench(
             roller, self._executor, settings.data, seed=settings.seed, ledger=self.ledger, writer=self.writer,
-            floor=settings.floor, tell=settings.goals.on_event,
+            floor=settings.floor, tell=settings.goals.on_event, draws=Draws(settings.data, settings.repeats, settings.weights),
         )  # fmt: skip
         self._announce()
 
@@ -142,7 +151,8 @@ class Opening:
         }  # fmt: skip
         if saved is not None:
             now["parameters"] = saved.get("parameters", [])
-            now["fingerprint"] |= {"start": saved["fingerprint"].get("start", {})}
+            # not known yet where the session before was killed while the start was scored
+            now["fingerprint"] |= {kind: prints for kind, prints in saved["fingerprint"].items() if kind == "start"}
             now["config"]["origin"] = dict(settings.origin) or saved["config"].get("origin", {})
         return now
 
@@ -156,7 +166,9 @@ class Opening:
             train=len(data.train), val=len(data.val), test=len(data.test), budget=budget.limits, model=self._model,
             resumed=self._saved is not None,
         )  # fmt: skip
-        for note in data.notes:
+        if self.settings.goals.on_event is None:
+            return
+        for note in (*data.notes, *power_notes(self.settings)):
             announce(self.settings, "note", note)
 
     # -- the start ---------------------------------------------------------------------------------------------------
@@ -170,7 +182,8 @@ class Opening:
         """
         saved = self._saved
         scores = self._stored_scores()
-        start = Candidate(0, {}, "", scores=dict(scores.get(0, {})), accepted=True)
+        start = Candidate(0, {}, "", accepted=True)
+        self.bench.draws.load(start, scores.get(0, {}))
         parameters = await self._scored(start)
         if self.settings.parameters is None:
             self._assign(parameters)
@@ -182,12 +195,23 @@ class Opening:
         session = Session(
             self.bench, parameters=parameters, optimizers=self._optimizers, owned=self._owned, start=start,
             minibatch=self.settings.search.minibatch, goals=self.settings.goals, writer=self.writer,
-            tests=self.settings.search.tests,
+            tests=self.settings.search.tests, measures=self._declared(start),
         )  # fmt: skip
         if saved is not None:
             session.restore(saved, scores)
         self._keep_start(session, parameters)
         return session
+
+    def _declared(self, start: Candidate) -> tuple[Measure, ...]:
+        """What is declared of the scores, before any candidate is run; whoever listens is told how they are tested."""
+        settings, gate = self.settings, self.settings.search.gate
+        scores = [start.scores[n] for n in start.known(self.bench.order)]
+        measures = declared(
+            scores, score_range=settings.score_range, weights=settings.weights, margins=settings.margins
+        )  # fmt: skip
+        if gate is not None:
+            announce(settings, "note", says(gate, measures), test=gate.kind_of(measures[0]))
+        return measures
 
     async def _scored(self, start: Candidate) -> dict[str, Parameter[Any]]:
         """Score the start; gives the parameters that may change."""
@@ -276,16 +300,16 @@ class Opening:
         session.keeper.candidate(session.start)
         self.writer.commit()
 
-    def _stored_scores(self) -> dict[int, dict[int, Score]]:
-        """Scores that earlier sessions left, by candidate and example; their data goes to the bench."""
-        scores: dict[int, dict[int, Score]] = {}
+    def _stored_scores(self) -> dict[int, dict[tuple[int, int], Score]]:
+        """Scores that earlier sessions left, by candidate, example and repeat; their data goes to the bench."""
+        scores: dict[int, dict[tuple[int, int], Score]] = {}
         for row in self._saved.rollouts if self._saved is not None else ():
             cost = Cost(row["calls"], row["tokens_in"], row["tokens_out"], row["usd"])
             several = json.loads(row["data"]).get("scores")
             score = Score(row["score"], several, cost, row["seconds"])
-            scores.setdefault(row["candidate"], {})[row["example"]] = score
+            scores.setdefault(row["candidate"], {})[row["example"], row["repeat"]] = score
             key = row["candidate"], row["example"]
-            self.bench.stored[key] = Stored(score, row["data"], self._graph_of(*key))
+            self.bench.stored.setdefault(key, Stored(score, row["data"], self._graph_of(*key)))
         return scores
 
     def _graph_of(self, candidate: int, example: int) -> Callable[[], str | None]:

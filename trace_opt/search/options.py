@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from trace_opt.llm.base import LLM
     from trace_opt.optim.base import Optimizer
     from trace_opt.search.budget import Budget, Level
-    from trace_opt.search.greedy import Greedy
+    from trace_opt.search.executors import Executor
+    from trace_opt.search.greedy import Search
     from trace_opt.store.records import TrialRecord
     from trace_opt.store.store import Store
 
@@ -43,8 +44,13 @@ class Options(TypedDict, total=False):
         val, test: Examples to choose by, and to judge by once at the end; split off `train` where left out.
         budget: A `Budget`, or "light" (the default), "medium", "heavy": multiples of the validation set.
         seed: Decides all chance.
-        search: How candidates are tried.
+        search: How candidates are tried: `Greedy()`, the default, `Pareto()`, `Beam()`, or anything with their methods.
         concurrency: Rollouts at once.
+        executor: Who runs them: "local" (the default: this process), "processes" (worker processes on this machine),
+            "ray", or an `Executor`.
+        address: Of a Ray cluster, for executor="ray"; one is started on this machine by default.
+        reload: Makes the problem again in a worker (gives something with a `workflow` and a `guide`), where these cannot
+            be sent by name, as closures cannot. `load_problem` gives it along.
         store: A path, URL or `Store`; None keeps nothing; `.trace_opt/runs.db` or TRACE_OPT_STORE by default.
         resume: The id of a run to go on with.
         race: Names of choices whose combinations are all tried first.
@@ -53,6 +59,11 @@ class Options(TypedDict, total=False):
         on_trial: Called with every finished trial.
         on_event: Called with every `Event`, from the thread that runs the search.
         score_range: The lowest and the highest score possible; failed rollouts count as the lowest.
+        weights: Of several scores by name: their weighted sum decides, in place of the first.
+        margins: Of several scores by name: by how much one may get worse than the incumbent's where another decides; 0 by
+            default, infinite for one that is only to be reported.
+        repeats: How often each validation and test example is run, its score being the mean, where the workflow itself
+            draws; an accepted candidate is then compared on new draws.
         name: The problem's name in the store.
         model: The model for optimizers that were given none; chosen from the environment by default.
         origin: What a command line needs to load the problem again, JSON-able; kept with the run's config.
@@ -64,8 +75,11 @@ class Options(TypedDict, total=False):
     test: Sequence[Any] | None
     budget: Budget | Level
     seed: int
-    search: Greedy
+    search: Search
     concurrency: int
+    executor: Executor | Literal["local", "processes", "ray"] | None
+    address: str | None
+    reload: Callable[[], Any] | None
     store: str | Path | Store | None
     resume: str | None
     race: Sequence[str]
@@ -74,6 +88,9 @@ class Options(TypedDict, total=False):
     on_trial: Callable[[TrialRecord], object] | None
     on_event: Callable[[Event], object] | None
     score_range: tuple[float, float] | None
+    weights: Mapping[str, float] | None
+    margins: Mapping[str, float] | None
+    repeats: int
     name: str
     model: str | LLM | None
     origin: Mapping[str, Any]

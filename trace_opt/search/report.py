@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, cast
 
 from trace_opt.core.codec import decode
@@ -11,11 +11,13 @@ from trace_opt.core.node import is_a
 from trace_opt.core.parameter import short
 from trace_opt.core.rollout import Cost
 from trace_opt.search import statistics
+from trace_opt.search.gate import Gate, Measure, Outcome, trial_order
 from trace_opt.search.statistics import Scores
 
 Claim = Literal["better", "worse", "no evidence", "none"]
 
 ALPHA = 0.05
+"""The chance, at most, that a report says "better" of values that are not; so it is of "worse"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,9 +70,12 @@ class Difference:
 
     Attributes:
         mean: Mean difference; above 0 the best is better.
-        low, high: Its 95 % interval.
+        low, high: Its bounds, each of which holds in 95 of 100 cases: where the one below is above 0, so is the one-sided
+            test of "better" at .05.
         wins, losses: On how many examples the best, or the start, has the higher score.
-        p: Two-sided p value of the exact sign test (binary scores) or of sign flips.
+        p: One-sided p value, in the direction of the mean, of the exact sign test (scores of two values) or of sign flips.
+        gate: How the claim gate ended.
+        decided: After how many examples it did.
     """
 
     mean: float
@@ -79,25 +84,40 @@ class Difference:
     wins: int
     losses: int
     p: float
+    gate: Outcome = "undecided"
+    decided: int = 0
 
     @classmethod
-    def of(cls, start: Scores, best: Scores) -> Difference:
-        """Compare scores on the same examples in the same order."""
+    def of(cls, start: Scores, best: Scores, *, measure: Measure | None = None, seed: int = 0) -> Difference:
+        """Compare scores on the same examples in the same order.
+
+        Args:
+            start, best: The scores.
+            measure: What is declared of them; by default whether their differences are all of one size.
+            seed: Of the order in which the claim gate goes through the examples.
+        """
         pairs = statistics.paired(start, best)
-        low, high = statistics.difference_interval(pairs)
-        exact = pairs.signs_only
-        p = statistics.sign_test(pairs.wins, pairs.losses) if exact else statistics.sign_flips(pairs.differences)
-        return cls(mean=pairs.mean, low=low, high=high, wins=pairs.wins, losses=pairs.losses, p=p)
+        low, high = statistics.difference_interval(pairs, 2 * ALPHA)
+        # the examples are run whatever the gate says of the first of them, so giving up early would save nothing
+        claim = replace(Gate.claim(alpha=ALPHA), gamma=0.0)
+        comparison = claim.begin(len(start), [measure or Measure(two_valued=pairs.signs_only)], seed=seed)
+        order = trial_order(range(len(start)), seed, 0)
+        verdict = comparison.extend([start[n] for n in order], [best[n] for n in order])
+        return cls(
+            mean=pairs.mean, low=low, high=high, wins=pairs.wins, losses=pairs.losses, p=statistics.p_value(pairs) / 2,
+            gate="undecided" if verdict is None else verdict.outcome, decided=comparison.n,
+        )  # fmt: skip
 
     @property
     def claim(self) -> Claim:
-        """What the examples carry: interval and test must agree."""
-        if self.p <= ALPHA and (self.low > 0 or self.high < 0):
-            return "better" if self.mean > 0 else "worse"
-        return "no evidence"
+        """What the examples carry: what the claim gate found, where the bounds on all of the examples bear it out."""
+        if self.gate == "better" and self.low > 0:
+            return "better"
+        return "worse" if self.gate == "worse" and self.high < 0 else "no evidence"
 
     def __str__(self) -> str:
-        return f"{self.mean:+.3f}  [{self.low:+.3f}, {self.high:+.3f}]  {self.wins} won, {self.losses} lost, p = {self.p:.2g}"
+        test = f"{self.wins} won, {self.losses} lost, one-sided p = {self.p:.2g}"
+        return f"{self.mean:+.3f}  [{self.low:+.3f}, {self.high:+.3f}]  {test}"
 
 
 _SAYS: dict[str, str] = {
@@ -120,10 +140,17 @@ class Report:
         difference: Their difference, or None.
         claim: "better", "worse", "no evidence", or "none" where nothing is held out.
         trials, accepted: How many proposals were tried and accepted.
+        search_gate: How often the search gate keeps a candidate that is as good as the incumbent ("equal"), one that is 10
+            points "worse" and one that is 20 points "better", and the "examples" an equal one takes; exact for scores of
+            0 and 1. Empty where there was none.
         changed: The best values that differ from the start, by name: (start, best), as JSON.
         spend: What model calls cost, by role: calls, tokens_in, tokens_out, usd.
         seconds: Wall time.
+        saved: What pure ops were not run again for: `ops` (their calls), and what running them had cost: calls, tokens_in,
+            tokens_out, usd, seconds. Empty where nothing was.
         notes: What else a reader must know, in sentences.
+        front: Accepted values that no other beats in everything, on the same validation examples: `candidate`, `score`,
+            `scores` by name, what was measured (`length` in characters), `n`. Empty where there is only one.
     """
 
     examples: str
@@ -134,16 +161,20 @@ class Report:
     claim: Claim = "none"
     trials: int = 0
     accepted: int = 0
+    search_gate: Mapping[str, float] = field(default_factory=dict[str, float])
     changed: Mapping[str, tuple[Any, Any]] = field(default_factory=dict[str, "tuple[Any, Any]"])
     spend: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, "Mapping[str, Any]"])
     seconds: float = 0.0
+    saved: Mapping[str, Any] = field(default_factory=dict[str, Any])
     notes: tuple[str, ...] = ()
+    front: tuple[Mapping[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dict; `from_json` takes it back."""
         data = asdict(self)
         data["changed"] = {name: list(pair) for name, pair in self.changed.items()}
         data["notes"] = list(self.notes)
+        data["front"] = [dict(row) for row in self.front]
         return data
 
     @classmethod
@@ -156,6 +187,7 @@ class Report:
         changed = cast("Mapping[str, Sequence[Any]]", known.get("changed", {}))
         known["changed"] = {name: (pair[0], pair[1]) for name, pair in changed.items()}
         known["notes"] = tuple(known.get("notes", ()))
+        known["front"] = tuple(known.get("front", ()))
         return cls(**known)
 
     def __str__(self) -> str:
@@ -172,19 +204,52 @@ class Report:
         for name, value in list(self.best.means.items())[1:]:
             lines.append(f"    {name}: {value:.3f}")
         if self.difference is not None:
-            lines.append(f"  difference  {self.difference}")
+            lines.append(f"  difference  {self.difference} (bounds of 95 % each)")
         if self.examples != "given":
             lines.append(f"  {_SAYS[self.claim]}; {self.trials} trials, {self.accepted} accepted")
+        if self.search_gate and self.trials:
+            lines.append(f"  {_rates(self.search_gate)}")
         lines += [f"  {name}: {_shown(before)} -> {_shown(after)}" for name, (before, after) in self.changed.items()]
         lines += [f"  {role}: {_spent(cost)}" for role, cost in self.spend.items()]
+        if self.saved:
+            ops, seconds = self.saved["ops"], self.saved["seconds"]
+            lines.append(f"  not run again: {ops} pure op calls, saving {seconds:.1f} s, {_spent(self.saved)}")
+        lines += [f"  {line}" for line in _front_lines(self.front)]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+
+def _rates(gate: Mapping[str, float]) -> str:
+    """The error rates of the search gate, in words."""
+    return (
+        f"the search builds on what looks better: an equal candidate passes {gate['equal']:.0%} of the time, one 10 points "
+        f"worse {gate['worse']:.0%}, one 20 points better {gate['better']:.0%}"
+    )
 
 
 def _shown(value: Any) -> str:
     """A value as people read it: a tensor by its numbers."""
     tagged = is_a(value, dict) and "$" in value
     return " ".join(short(decode(value) if tagged else value).split())
+
+
+def _front_lines(front: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The best few of the front as a table in words."""
+    if not front:
+        return []
+    ranked = sorted(front, key=lambda row: -row["score"])[:_MOST_SHOWN]
+    lines = [
+        f"front: {len(front)} candidates that no other beats in everything, on {front[0]['n']} validation examples"
+    ]
+    for row in ranked:
+        named = row["scores"] or {"score": row["score"]}
+        rest = {name: value for name, value in row.items() if name not in ("candidate", "score", "scores", "n")}
+        shown = [f"{name} {value:.4g}" for name, value in {**named, **rest}.items() if value is not None]
+        lines.append(f"  candidate {row['candidate']}: {', '.join(shown)}")
+    return lines
+
+
+_MOST_SHOWN = 8
 
 
 def _spent(cost: Mapping[str, Any]) -> str:

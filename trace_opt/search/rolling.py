@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from trace_opt.core.node import Failure, Node
     from trace_opt.core.reuse import Memo
     from trace_opt.search.budget import Account, Ledger
-    from trace_opt.search.executors import LocalExecutor
+    from trace_opt.search.executors import Executor
 
 Bound = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -96,7 +96,7 @@ class Roller:
         executor: Lends threads to the guide of an async workflow.
     """
 
-    def __init__(self, workflow: Callable[..., Any], guide: Guide, ledger: Ledger, executor: LocalExecutor) -> None:
+    def __init__(self, workflow: Callable[..., Any], guide: Guide, ledger: Ledger, executor: Executor) -> None:
         self.workflow = workflow
         self.guide = guide
         self.ledger = ledger

@@ -18,12 +18,13 @@ from trace_opt.core.context import in_force
 from trace_opt.core.neural import trained_with
 from trace_opt.core.parameter import Parameter
 from trace_opt.core.rollout import Cost, Rollout, Rollouts
-from trace_opt.errors import LLMError, ReplyError
+from trace_opt.errors import BudgetError, LLMError, ReplyError
 from trace_opt.llm.meter import charging
 from trace_opt.optim.base import Optimizer, Outcome, Proposal, Trial
 from trace_opt.search import statistics
 from trace_opt.search.bench import LONG_S, Bench
 from trace_opt.search.candidate import Attempt, Candidate, Score, record_of
+from trace_opt.search.gate import Measure
 from trace_opt.search.keeping import Keeper
 from trace_opt.search.more import More
 from trace_opt.search.options import Event
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 
     from trace_opt.store.store import Saved
     from trace_opt.store.writer import Writer
+
+    Focus = Callable[[int, Optimizer, list[Parameter[Any]], Sequence[Rollout]], list[Parameter[Any]]]
+    """Which of an optimizer's parameters to ask it about: of a slot, with the rollouts it will see."""
 
 UNJUDGED = "the budget was spent before it was judged"
 
@@ -72,6 +76,7 @@ class Session:
         goals: When to stop, whom to tell.
         writer: Who keeps, or None.
         tests: Whether candidates are run on the validation examples; the last one built on counts as the best else.
+        measures: What is declared of the scores; the first decides.
 
     Attributes:
         keeper: Writes and reads what is kept.
@@ -79,14 +84,16 @@ class Session:
         incumbent: The candidate that the search builds on.
         attempts: All proposals so far, in order.
         step: Steps done; the race is step 0.
+        strategy: What the strategy keeps to go on from, JSON-able; saved with every step.
     """
 
     def __init__(
         self, bench: Bench, *, parameters: Mapping[str, Parameter[Any]], optimizers: Sequence[Optimizer],
         owned: Mapping[str, int], start: Candidate, minibatch: int, goals: Goals, writer: Writer | None = None,
-        tests: bool = True,
+        tests: bool = True, measures: Sequence[Measure] = (Measure(),),
     ) -> None:  # fmt: skip
         self.bench = bench
+        self.measures = tuple(measures)
         self.parameters = dict(parameters)
         self.optimizers = list(optimizers)
         self.owned = dict(owned)
@@ -95,6 +102,7 @@ class Session:
         self.attempts: list[Attempt] = []
         self.history: list[Trial] = []
         self.step = -1
+        self.strategy: dict[str, Any] = {}
         self._by_key = {start.key: start}
         self._minibatch = minibatch
         self._tests = tests
@@ -107,7 +115,11 @@ class Session:
         self._since = 0
         self._resumed: dict[tuple[int, int], Attempt] = {}
         self._turn_of = sorted(set(owned.values()))
-        self._left: Mapping[int, Mapping[int, Score]] = {}
+        self._left: Mapping[int, Mapping[tuple[int, int], Score]] = {}
+        self._round = 0
+        self._settled: tuple[Candidate, tuple[int, ...]] | None = (
+            None  # what the incumbent had seen after the last step
+        )
 
     @property
     def order(self) -> tuple[int, ...]:
@@ -119,7 +131,7 @@ class Session:
     def why_stop(self) -> str | None:
         """Why the search should go no further, or None."""
         target, patience = self._goals.target, self._goals.patience
-        if target is not None and self.mean_of(self.incumbent) >= target:
+        if target is not None and (self._whole(self.incumbent) or not self._tests) and self._is_at(target):
             return f"the target of {target:g} is reached"
         if patience is not None and self._since >= patience:
             return f"no trial was accepted among the last {self._since}"
@@ -131,27 +143,68 @@ class Session:
             return "every parameter is frozen"
         return None
 
+    async def confirm_target(self) -> None:
+        """Run the incumbent on all validation examples where those it was run on say that the target is reached.
+
+        Raises:
+            BudgetError: the budget does not cover them.
+        """
+        target = self._goals.target
+        if target is not None and self._tests and self.mean_of(self.incumbent) >= target:
+            self.bring(self.incumbent)
+            await self.bench.score([(self.incumbent, self.order)], "target")
+            self._settled = None
+
+    def _is_at(self, target: float) -> bool:
+        scores = self.incumbent.on(self.incumbent.known(self.order))
+        return bool(scores) and statistics.mean(scores, self.bench.floor) >= target
+
+    def _whole(self, candidate: Candidate) -> bool:
+        return all(n in candidate.scores for n in self.order)
+
     def best(self) -> Candidate:
-        """The candidate of the greatest shrunken mean among those tried on all validation examples."""
+        """The candidate of the greatest shrunken mean among those accepted, each on the examples it was tried on."""
         if not self._tests:
             return self.incumbent
-        whole = [c for c in self.candidates.values() if c.accepted and all(n in c.scores for n in self.order)]
-        shrunk = statistics.shrunken([self.mean_of(c) for c in whole], [len(self.order)] * len(whole))
+        tried = [c for c in self.candidates.values() if c.accepted and self._known(c)]
+        shrunk = statistics.shrunken([self.mean_of(c) for c in tried], [len(self._known(c)) for c in tried])
         top = max(shrunk)
-        return next(c for c, mean in zip(reversed(whole), reversed(shrunk), strict=True) if mean >= top - 1e-12)
+        return next(c for c, mean in zip(reversed(tried), reversed(shrunk), strict=True) if mean >= top - 1e-12)
 
     def mean_of(self, candidate: Candidate) -> float:
         """A candidate's mean score over the validation examples it was tried on; NaN where it was tried on none."""
-        scores = candidate.on(candidate.known(self.order))
+        scores = [score.value for score in self._known(candidate)]
         return statistics.mean(scores, self.bench.floor) if scores else math.nan
+
+    def _known(self, candidate: Candidate) -> list[Score]:
+        """What is known of a candidate; of the incumbent not what a comparison brought that was never finished."""
+        if self._settled is not None and self._settled[0] is candidate:
+            return [candidate.scores[n] for n in self._settled[1]]
+        return self.bench.draws.known(candidate)
+
+    def bring(self, candidate: Candidate) -> None:
+        """Let a candidate's scores be those of the round of draws in which candidates are compared now."""
+        self.bench.draws.turn(candidate, self._round)
+
+    async def show(self) -> None:
+        """Run the incumbent on the first validation example, whose graph a run shows, where the budget allows."""
+        self.bring(self.incumbent)
+        try:
+            await self.bench.score([(self.incumbent, self.order[:1])], "trials")
+        except BudgetError:
+            return
 
     # -- proposing ---------------------------------------------------------------------------------------------------
 
-    async def propose(self, width: int) -> list[Attempt]:
+    async def propose(
+        self, width: int, *, parents: Sequence[Candidate] = (), focus: Focus | None = None
+    ) -> list[Attempt]:
         """Ask for proposals at once; they come back in order of their slots, fewer where there is nothing to propose.
 
         Args:
             width: How many.
+            parents: What each is made from, by slot; the incumbent by default.
+            focus: Chooses the parameters that an optimizer is asked about; all of its own by default.
 
         Raises:
             BudgetError: the budget does not cover the rollouts or calls that proposing takes.
@@ -161,8 +214,11 @@ class Session:
         left = width if trials is None else min(width, trials - self.bench.ledger.trials)
         slots = range(max(0, left))
         first = self.attempts[-1].number + 1 if self.attempts else 1
-        await self._minibatches([slot for slot in slots if (step, slot) not in self._resumed], step)
-        asked = [self._one(step, slot, first + slot) for slot in slots]
+        bases = [parents[slot] if parents else self.incumbent for slot in slots]
+        await self._minibatches(
+            [(base, slot) for base, slot in zip(bases, slots, strict=True) if (step, slot) not in self._resumed], step
+        )
+        asked = [self._one(step, slot, first + slot, bases[slot], focus) for slot in slots]
         results = await asyncio.gather(*asked, return_exceptions=True)
         attempts = [result for result in results if isinstance(result, Attempt)]
         self.attempts.extend(attempts)
@@ -177,10 +233,27 @@ class Session:
         self._idle = 0 if attempts else self._idle + 1
         return attempts
 
-    async def _minibatches(self, slots: Sequence[int], step: int) -> None:
-        wanted = [
-            (self.incumbent, self._numbers(step, slot)) for slot in slots if _wants_rollouts(self._first(step, slot))
-        ]
+    def offer(self, base: Candidate, proposal: Proposal, optimizer: str, parents: Sequence[Candidate] = ()) -> Attempt:
+        """An attempt that the strategy itself makes, after `propose` and in the same step.
+
+        Args:
+            base: The candidate that it is made from, and the first of its parents.
+            proposal: What is to be tried.
+            optimizer: What stands for who proposed it.
+            parents: Further candidates that it comes from.
+        """
+        last = self.attempts[-1] if self.attempts else None
+        slot = last.slot + 1 if last is not None and last.step == self.step else 0
+        attempt = Attempt(0 if last is None else last.number, self.step, slot, None, optimizer, base, proposal)
+        attempt.number += 1
+        self.put(attempt, {**base.values, **proposal.values}, parents)
+        self.attempts.append(attempt)
+        self.bench.ledger.take_trial()
+        self._idle = 0
+        return attempt
+
+    async def _minibatches(self, slots: Sequence[tuple[Candidate, int]], step: int) -> None:
+        wanted = [(base, self._numbers(step, slot)) for base, slot in slots if _wants_rollouts(self._first(step, slot))]
         if wanted:
             await self.bench.rollouts(wanted, "minibatch")
 
@@ -196,20 +269,23 @@ class Session:
     def _first(self, step: int, slot: int) -> Optimizer:
         return self._turns(step, slot)[0]
 
-    async def _one(self, step: int, slot: int, number: int) -> Attempt | None:
+    async def _one(
+        self, step: int, slot: int, number: int, base: Candidate, focus: Focus | None
+    ) -> Attempt | None:  # fmt: skip
         """One proposal as an attempt: the first optimizer in turn that has something to propose."""
         resumed = self._resumed.get((step, slot))
         if resumed is not None:
             return resumed
         for optimizer in self._turns(step, slot):
-            attempt = await self._ask(optimizer, step, slot, number)
+            attempt = await self._ask(optimizer, step, slot, number, base, focus)
             if attempt is not None:
                 return attempt
         return None
 
-    async def _ask(self, optimizer: Optimizer, step: int, slot: int, number: int) -> Attempt | None:
+    async def _ask(
+        self, optimizer: Optimizer, step: int, slot: int, number: int, base: Candidate, focus: Focus | None
+    ) -> Attempt | None:
         name = type(optimizer).__name__
-        base = self.incumbent
         seed = rollout_seed(self.bench.seed, f"proposal/{step}/{slot}")
         self._tell("proposing", f"step {step}: asking {name}", step=step, optimizer=name)
         items: list[Rollout] = []
@@ -223,6 +299,7 @@ class Session:
         more = More(self.bench, self.keeper, base.values, account, part, self._saved.get(part), seed, self._test())
         rollouts = Rollouts(items, train=self._train, seed=seed, runner=more)
         mine = [p for p in self.parameters.values() if self._owner(p) is optimizer]
+        mine = focus(slot, optimizer, mine, items) if focus is not None else mine
         began = time.monotonic()
         verdict = ""
         try:
@@ -244,10 +321,12 @@ class Session:
         if not self._tests:
             return Cost(), 0
         total = sum((score.cost for score in self.start.scores.values()), Cost())
-        share = len(self.order) / max(1, len(self.start.scores))
+        # of the incumbent only what it was not run on yet
+        count = 2 * len(self.order) - len(self.incumbent.known(self.order))
+        share = count / max(1, len(self.start.scores))
         usd = None if total.usd is None else total.usd * share
         calls, tokens_in, tokens_out = (math.ceil(n * share) for n in (total.calls, total.tokens_in, total.tokens_out))
-        return Cost(calls, tokens_in, tokens_out, usd), len(self.order)
+        return Cost(calls, tokens_in, tokens_out, usd), count * self.bench.draws.repeats
 
     def _owner(self, parameter: Parameter[Any]) -> Optimizer | None:
         place = self.owned.get(parameter.name)
@@ -295,7 +374,7 @@ class Session:
         """Whether an optimizer owns a parameter, or weights whose training writes that buffer."""
         return any(self._owner(one) is optimizer for one in (parameter, *trained_with(parameter)))
 
-    def put(self, attempt: Attempt, values: dict[str, Any]) -> None:
+    def put(self, attempt: Attempt, values: dict[str, Any], parents: Sequence[Candidate] = ()) -> None:
         """Make the candidate of an attempt, or find the one that has its values already."""
         key = self.key_of(values)
         known = self._by_key.get(key)
@@ -303,9 +382,9 @@ class Session:
             attempt.candidate = known
             return
         made = Candidate(
-            attempt.number, values, key, (attempt.base.id,), attempt.step, attempt.optimizer,
-            scores=dict(self._left.get(attempt.number, {})),
+            attempt.number, values, key, (attempt.base.id, *(p.id for p in parents)), attempt.step, attempt.optimizer
         )  # fmt: skip
+        self.bench.draws.load(made, self._left.get(attempt.number, {}))
         attempt.candidate = self.candidates[made.id] = self._by_key[key] = made
 
     def key_of(self, values: Mapping[str, Any]) -> str:
@@ -331,6 +410,14 @@ class Session:
             self.incumbent.kept.clear()
             self.incumbent = attempt.candidate
             self.incumbent.accepted = True
+            self._round += self.bench.draws.repeats > 1
+
+    @staticmethod
+    def admit(attempt: Attempt, verdict: str) -> None:
+        """Keep an attempt's candidate among those that may be built on, beside the incumbent."""
+        attempt.accepted, attempt.verdict = True, verdict
+        if attempt.candidate is not None:
+            attempt.candidate.accepted = True
 
     def conclude(self, attempts: Sequence[Attempt]) -> None:
         """Tell optimizers, history and store what came of attempts, in their order, in one transaction."""
@@ -343,7 +430,7 @@ class Session:
             self.keeper.attempt(attempt)
         self.save()
         for attempt in attempts:
-            if attempt.candidate is not None and attempt.candidate is not self.incumbent:
+            if attempt.candidate is not None and not attempt.candidate.accepted:
                 attempt.candidate.kept.clear()
             self._announce(attempt)
 
@@ -372,16 +459,24 @@ class Session:
         """Commit what happened since the last time, with the state to go on from."""
         state = {
             "step": self.step, "incumbent": self.incumbent.id, "idle": self._idle, "failures": self._failures,
-            "since": self._since, "lowest": encode(self.bench.lowest),
+            "since": self._since, "lowest": encode(self.bench.lowest), "round": self._round, "settled": self._settle(),
+            "strategy": self.strategy,
         }  # fmt: skip
         self.keeper.save(state, self.incumbent)
 
-    def restore(self, saved: Saved, scores: Mapping[int, Mapping[int, Score]]) -> None:
+    def _settle(self) -> list[int] | None:
+        """The examples that the incumbent was run on by now; None for all of them, and where draws are repeated."""
+        numbers = self.incumbent.known(self.order)
+        whole = len(numbers) == len(self.order) or self.bench.draws.repeats > 1 or not self._tests
+        self._settled = None if whole else (self.incumbent, tuple(numbers))
+        return None if whole else numbers
+
+    def restore(self, saved: Saved, scores: Mapping[int, Mapping[tuple[int, int], Score]]) -> None:
         """Go back to where an earlier session stopped.
 
         Args:
             saved: What it left.
-            scores: By candidate, then example.
+            scores: By candidate, then by example and repeat.
         """
         search = saved.states.get("search")
         self._saved = {part: decode(state) for part, state in saved.states.items() if part.startswith("proposal ")}
@@ -395,6 +490,9 @@ class Session:
             self.step, self._idle, self._since = search["step"], search["idle"], search["since"]
             self._failures, self.bench.lowest = search["failures"], decode(search["lowest"])
             self.incumbent = self.candidates[search["incumbent"]]
+            self._round, settled = search["round"], search["settled"]
+            self._settled = None if settled is None else (self.incumbent, tuple(settled))
+            self.strategy = search.get("strategy", {})
         for row in saved.trials:
             # proposals of a step that was cut short were paid for, even of the first one, before there is a state
             if row["step"] > max(self.step, 0):

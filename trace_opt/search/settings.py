@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -16,6 +17,7 @@ from trace_opt.search import fingerprint
 from trace_opt.search.budget import Budget, resolve, unpriced
 from trace_opt.search.defaults import models_of
 from trace_opt.search.greedy import Greedy
+from trace_opt.search.measures import power_note
 from trace_opt.search.options import Event, Options
 from trace_opt.search.session import Goals
 from trace_opt.search.sources import Reach
@@ -24,6 +26,7 @@ from trace_opt.search.splits import Data, split
 if TYPE_CHECKING:
     from trace_opt.llm.base import LLM
     from trace_opt.optim.base import Optimizer
+    from trace_opt.search.executors import Executor
     from trace_opt.search.greedy import Search
     from trace_opt.store.store import Store
 
@@ -46,9 +49,11 @@ class Settings:
         race: As given.
         goals: When to stop, whom to tell.
         concurrency: Rollouts at once.
+        executor, address, reload: As given.
         store: Where to keep, or None.
         resume: The run to go on with, or None.
-        score_range: As given.
+        score_range, weights, margins: As given.
+        repeats: How often validation and test examples are run.
         name: The problem's name.
         origin: What a command line needs to load the problem again, JSON-able.
         reach: What workflow and guide are made of.
@@ -68,9 +73,15 @@ class Settings:
     race: tuple[str, ...]
     goals: Goals
     concurrency: int
+    executor: Executor | str | None
+    address: str | None
+    reload: Callable[[], Any] | None
     store: Store | None
     resume: str | None
     score_range: tuple[float, float] | None
+    weights: dict[str, float] | None
+    margins: dict[str, float] | None
+    repeats: int
     name: str
     origin: Mapping[str, Any]
     reach: Reach
@@ -106,21 +117,27 @@ def settle(workflow: Any, train: Any, guide: Any, options: Options) -> Settings:
     resume = options.get("resume")
     seed, budget_given = _of_saved_run(options, store, resume)
     data = split(train, options.get("val"), options.get("test"), seed)
-    budget = resolve(budget_given, val=len(data.val), test=len(data.test))
+    repeats = _whole("repeats", options.get("repeats", 1))
+    weights, margins = _by_score("weights", options.get("weights")), _by_score("margins", options.get("margins"))
+    budget = resolve(budget_given, val=len(data.val) * repeats, test=len(data.test) * repeats)
     optimizers = options.get("optimizers")
     reach = Reach({"the workflow": workflow, "the guide": guide})
     search, race, goals = options.get("search") or Greedy(), tuple(options.get("race") or ()), _goals(options)
     config = {
         "seed": seed, "search": repr(search), "race": list(race), "score_range": _range(options.get("score_range")),
-        "target": goals.target, "patience": goals.patience,
+        "weights": weights, "margins": None if margins is None else {n: str(m) for n, m in margins.items()},
+        "repeats": repeats, "target": goals.target, "patience": goals.patience,
         "optimizers": None if optimizers is None else [fingerprint.of_optimizer(o) for o in optimizers],
     }  # fmt: skip
+    if race and not search.tests:
+        raise ProblemError(f"race={list(race)!r} needs a gate to decide by; leave gate=None or race out")
     settings = Settings(
         workflow=workflow, guide=guide, data=data, seed=seed, budget=budget, search=search,
         optimizers=None if optimizers is None else list(optimizers), parameters=_parameters(options.get("parameters")),
         model=options.get("model"), race=race, goals=goals,
-        concurrency=_whole("concurrency", options.get("concurrency", 8)), store=store, resume=resume,
-        score_range=_range(options.get("score_range")),
+        concurrency=_whole("concurrency", options.get("concurrency", 8)), executor=options.get("executor"),
+        address=options.get("address"), reload=options.get("reload"), store=store, resume=resume,
+        score_range=_range(options.get("score_range")), weights=weights, margins=margins, repeats=repeats,
         name=options.get("name") or getattr(workflow, "__name__", type(workflow).__name__),
         origin=options.get("origin") or {}, reach=reach,
         prints=json.loads(json.dumps({
@@ -200,6 +217,24 @@ def _range(given: Any) -> tuple[float, float] | None:
     return float(low), float(high)
 
 
+def _by_score(name: str, given: Mapping[str, float] | None) -> dict[str, float] | None:
+    """Numbers by name of a score."""
+    if given is None:
+        return None
+    for key, value in given.items():
+        if math.isnan(value) or (name == "margins" and value < 0) or (name == "weights" and math.isinf(value)):
+            kind = "of 0 or more" if name == "margins" else "that is finite"
+            raise ProblemError(f"{name} gives {key!r} {value!r}; give a number {kind}")
+    if not given:
+        raise ProblemError(f"{name} is empty; leave it out, or name scores")
+    return {key: float(value) for key, value in given.items()}
+
+
+def power_notes(settings: Settings) -> list[str]:
+    """What the validation examples can show at all; nothing without a gate."""
+    return [power_note(len(settings.data.val), settings.score_range)] if settings.search.tests else []
+
+
 def needs(settings: Settings, *, proposing: bool) -> dict[str, int]:
     """How many rollouts one proposal takes at least, by what for.
 
@@ -210,8 +245,9 @@ def needs(settings: Settings, *, proposing: bool) -> dict[str, int]:
     data, first = settings.data, settings.search.boundaries(len(settings.data.val))[0]
     reading = settings.optimizers is None or any(getattr(o, "wants_rollouts", True) for o in settings.optimizers)
     batch = min(settings.search.minibatch, len(data.train)) if proposing and reading and not data.shared else 0
-    return {"to score the start": len(data.val), "to propose from": batch, "to try a proposal": first,
-            "for the test": 2 * len(settings.judged)}  # fmt: skip
+    times = settings.repeats
+    return {"to score the start": times * len(data.val), "to propose from": batch, "to try a proposal": times * first,
+            "for the test": times * 2 * len(settings.judged)}  # fmt: skip
 
 
 def _check_budget(settings: Settings) -> None:

@@ -108,7 +108,9 @@ class SignFlipTest:
         spent = [
             alpha if n == self._horizon else planned_alpha(alpha, n / (by * self._horizon)) for alpha, by in self._alpha
         ]
-        return self._up.crossed(sums, spent[0]) - self._down.crossed(-sums, spent[1])
+        up, down = self._up.crossed(sums, spent[0]), self._down.crossed(-sums, spent[1])
+        # with a large alpha most ranks cross, those of sums that speak against it too
+        return int(up and sums[0] > 0) - int(down and sums[0] < 0)
 
     def moments(self) -> tuple[float, float]:
         """The sums of the cut differences and of their squares, in units in which the mean square is one half."""

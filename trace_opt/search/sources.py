@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from trace_opt.core.codec import content_hash
-from trace_opt.core.module import Module
+from trace_opt.core.module import HELD, Module
 from trace_opt.core.parameter import Parameter
 from trace_opt.llm.base import LLM
 
@@ -47,6 +47,11 @@ class Reach:
         while todo and len(self._seen) < _MOST:
             name, value = todo.pop(0)
             todo.extend(self._visit(name, value))
+
+    @property
+    def containers(self) -> list[Any]:
+        """The lists, tuples, sets and dicts found, in the order of finding."""
+        return [value for value in self._alive if type(value) in (list, tuple, set, frozenset, dict)]
 
     def parameters_named(self) -> list[Parameter[Any]]:
         """The Parameters found that have a name."""
@@ -126,7 +131,7 @@ class Reach:
         slots = [slot for base in cls.__mro__ for slot in getattr(base, "__slots__", ()) if isinstance(slot, str)]
         held |= {slot: getattr(value, slot, None) for slot in slots}
         for attribute, item in held.items():
-            if not attribute.startswith("_"):
+            if not attribute.startswith("_") or attribute == HELD:
                 yield f"{name}.{attribute}", item
 
 
@@ -182,7 +187,12 @@ def is_users(found: Any) -> bool:
     file = code.co_filename if code is not None else getattr(loaded, "__file__", None)
     if file is None:
         return True
-    return not str(Path(file).resolve()).startswith(_foreign()) if not file.startswith("<") else True
+    return not is_foreign(file) if not file.startswith("<") else True
+
+
+def is_foreign(file: str) -> bool:
+    """Whether a file belongs to the standard library or to an installed package."""
+    return str(Path(file).resolve()).startswith(_foreign())
 
 
 def differing(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

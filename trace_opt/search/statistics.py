@@ -10,6 +10,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 Scores = Sequence[float | None]
 
@@ -106,19 +107,24 @@ def mean_interval(values: Sequence[float], *, binary: bool) -> tuple[float, floa
     return wilson(math.fsum(values), len(values)) if binary else bootstrap(values)
 
 
-def bootstrap(values: Sequence[float]) -> tuple[float, float]:
-    """A 95 % percentile interval of the mean, from resamples with a fixed seed; the normal one for many values."""
+def bootstrap(values: Sequence[float], alpha: float = 0.05) -> tuple[float, float]:
+    """A percentile interval of the mean, from resamples with a fixed seed; the normal one for many values.
+
+    Args:
+        values: At least one.
+        alpha: How likely it is to miss, both sides together.
+    """
     if len(set(values)) <= 1:
         return values[0], values[0]
     if len(values) > _MANY:
         middle = math.fsum(values) / len(values)
         variance = math.fsum((v - middle) ** 2 for v in values) / (len(values) - 1)
-        spread = Z95 * math.sqrt(variance / len(values))
+        spread = NormalDist().inv_cdf(1 - alpha / 2) * math.sqrt(variance / len(values))
         return middle - spread, middle + spread
     rng = random.Random(_SEED)  # noqa: S311 # statistics, not a secret
     n = len(values)
     means = sorted(math.fsum(rng.choices(values, k=n)) / n for _ in range(_RESAMPLES))
-    cut = round(0.025 * _RESAMPLES)
+    cut = round(alpha / 2 * _RESAMPLES)
     return means[cut], means[-1 - cut]
 
 
@@ -148,21 +154,21 @@ def p_value(pairs: Paired) -> float:
     return sign_test(pairs.wins, pairs.losses) if pairs.signs_only else sign_flips(pairs.differences)
 
 
-def difference_interval(pairs: Paired) -> tuple[float, float]:
-    """A 95 % interval of the mean difference.
+def difference_interval(pairs: Paired, alpha: float = 0.05) -> tuple[float, float]:
+    """An interval of the mean difference.
 
     Where only signs count it is Clopper and Pearson's for the share of wins among the examples that differ, so that it
-    excludes 0 exactly when the two-sided sign test is below .05; else a bootstrap.
+    excludes 0 exactly when the two-sided sign test is below alpha; else a bootstrap.
     """
     n, wins, losses = len(pairs.differences), pairs.wins, pairs.losses
     if not pairs.signs_only:
-        return bootstrap(pairs.differences)
+        return bootstrap(pairs.differences, alpha)
     size = max((abs(d) for d in pairs.differences), default=0.0)
     moved = wins + losses
     if not moved:
         # nothing differed, so at most 3/n of unseen examples would (the rule of three), of one unit each
         return -min(1.0, 3 / n), min(1.0, 3 / n)
-    low, high = clopper_pearson(wins, moved)
+    low, high = clopper_pearson(wins, moved, alpha)
     return size * (2 * low - 1) * moved / n, size * (2 * high - 1) * moved / n
 
 

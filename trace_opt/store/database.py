@@ -7,6 +7,7 @@ writer got in between, instead of waiting for it.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from trace_opt.errors import StoreError
 from trace_opt.llm.cache import set_journal
+from trace_opt.store.migrations import migrate
 from trace_opt.store.schema import VERSION, metadata
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 DEFAULT = Path(".trace_opt") / "runs.db"
 VARIABLE = "TRACE_OPT_STORE"
 
+_LOCK = 8_442_619_277  # any number, the same in every process that makes tables
 _NETWORK = ("nfs", "cifs", "smb", "9p", "fuse.sshfs", "afs", "lustre", "ceph", "glusterfs", "fuse.glusterfs")
 
 
@@ -52,6 +55,10 @@ class Database:
         self.synchronous = str(parsed.query.get("synchronous", "normal"))
         if self.synchronous not in ("normal", "full"):
             raise StoreError(f"synchronous is {self.synchronous!r:.40}; use normal or full")
+        if parsed.drivername in ("postgres", "postgresql"):
+            parsed = parsed.set(
+                drivername="postgresql+psycopg"
+            )  # the driver that the extra brings, not SQLAlchemy's choice
         self.url = parsed.difference_update_query(["synchronous"])
         self.file = Path(self.url.database) if self.is_sqlite and self.url.database else None
         self._engine: sa.Engine | None = None
@@ -86,6 +93,12 @@ class Database:
         """The driver's placeholder in plain SQL."""
         return "?" if self.is_sqlite else "%s"
 
+    def now(self, connection: sa.Connection) -> float:
+        """The seconds since 1970 by the clock that leases go by: a server's own, since its clients may disagree."""
+        if self.is_sqlite:
+            return time.time()
+        return float(connection.exec_driver_sql("SELECT extract(epoch FROM clock_timestamp())").scalar_one())
+
     @contextmanager
     def reading(self) -> Generator[sa.Connection]:
         """A connection for one consistent look.
@@ -93,8 +106,12 @@ class Database:
         Raises:
             StoreError: the database cannot be used.
         """
-        with self._clear(), self._opened(create=False).connect() as connection:
-            yield connection
+        with self._clear():
+            engine = self._opened(create=False)
+            if not self.is_sqlite:  # which gives a reader one snapshot anyway
+                engine = engine.execution_options(isolation_level="REPEATABLE READ")
+            with engine.connect() as connection:
+                yield connection
 
     @contextmanager
     def writing(self) -> Generator[sa.Connection]:
@@ -157,7 +174,9 @@ class Database:
         if self.file is not None:
             self._make_folder(self.file)
         try:
-            engine = sa.create_engine(self.url)
+            # a server counts connections, so none is kept open that nobody uses; the writer of a run has one of its own
+            options: dict[str, Any] = {} if self.is_sqlite else {"poolclass": sa.NullPool}
+            engine = sa.create_engine(self.url, **options)
         except ModuleNotFoundError as error:
             raise StoreError(
                 f"store {self.name!r} needs the module {error.name!r}; install trace-opt-framework[postgres]"
@@ -190,7 +209,7 @@ class Database:
         event.listen(engine, "begin", on_begin)
 
     def _prepared(self, engine: sa.Engine, *, create: bool) -> bool:
-        """Check the version, and make the tables of a new store; gives whether there are tables.
+        """Check the version, bring an older store up to date, make the tables of a new one; gives whether there are any.
 
         Raises:
             StoreError: another program's database, or a newer version's; nothing is touched.
@@ -204,6 +223,8 @@ class Database:
                 if self.is_sqlite:
                     self._set_journal(engine)
                 with engine.execution_options(trace_opt_write=True).begin() as connection:
+                    if not self.is_sqlite:  # where a transaction takes no lock by beginning
+                        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
                     if self._version(connection) is None:  # another process may have been faster
                         metadata().create_all(connection)
                         connection.execute(sa.insert(metadata().tables["meta"]).values(name="schema", value=VERSION))
@@ -213,6 +234,9 @@ class Database:
                 f"store {self.name!r} holds schema {version}, this version knows {VERSION}; upgrade "
                 "trace-opt-framework, or pass another store"
             )
+        if version is not None and version < VERSION:
+            with self._clear():
+                migrate(engine.execution_options(trace_opt_write=True), version, VERSION, self)
         return version is not None
 
     def _version(self, connection: sa.Connection) -> int | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -130,6 +129,13 @@ def cost_of(row: Row) -> Cost:
     return Cost(row["calls"], row["tokens_in"], row["tokens_out"], row["usd"])
 
 
+def memos(connection: sa.Connection, op: str, most: int) -> list[Row]:
+    """What calls of a pure op gave, the newest first; `data` as JSON."""
+    table = metadata().tables["memos"]
+    query = table.select().where(table.c.op == op).order_by(table.c.created.desc()).limit(most)
+    return [{**row, "data": json.loads(row["data"])} for row in connection.execute(query).mappings()]
+
+
 def book_flights(connection: sa.Connection, run: str) -> None:
     """Book the calls that were in flight when a run was killed as lost: they may have been billed."""
     from trace_opt.store.schema import upsert
@@ -147,8 +153,14 @@ def book_flights(connection: sa.Connection, run: str) -> None:
     connection.execute(table.update().where(table.c.run == run).values(lost=1))
 
 
-def infos(connection: sa.Connection, found: Sequence[Any]) -> list[RunInfo]:
-    """Lines of the list, the newest first."""
+def infos(connection: sa.Connection, found: Sequence[Any], now: float) -> list[RunInfo]:
+    """Lines of the list, the newest first.
+
+    Args:
+        connection: For what else they need.
+        found: Rows of `runs`.
+        now: The time that leases go by.
+    """
     import sqlalchemy as sa
 
     trials = metadata().tables["trials"]
@@ -162,12 +174,14 @@ def infos(connection: sa.Connection, found: Sequence[Any]) -> list[RunInfo]:
         for row in connection.execute(sa.select(candidates.c.run, candidates.c.id, candidates.c.mean))
     }
     ordered = sorted(found, key=lambda row: (-row["created"], row["id"]))
-    return [_info(row, *counts.get(row["id"], (0, 0)), means) for row in ordered]
+    return [_info(row, *counts.get(row["id"], (0, 0)), means, now) for row in ordered]
 
 
-def _info(row: Row, trials: int, accepted: int, means: Mapping[tuple[str, int], float | None]) -> RunInfo:
+def _info(
+    row: Row, trials: int, accepted: int, means: Mapping[tuple[str, int], float | None], now: float
+) -> RunInfo:  # fmt: skip
     data = json.loads(row["data"])
-    holder = row["owner"] if lease.held(row["owner"], row["lease_until"], time.time()) else ""
+    holder = row["owner"] if lease.held(row["owner"], row["lease_until"], now) else ""
     status = "interrupted" if row["status"] == "running" and not holder else row["status"]
     ended = "it was killed" if status != row["status"] else row["ended"]
     return RunInfo(
@@ -182,10 +196,10 @@ def _iso(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
-def record(connection: sa.Connection, row: Row, get: blobs.Get) -> RunRecord:
+def record(connection: sa.Connection, row: Row, get: blobs.Get, now: float) -> RunRecord:
     """Everything about a run."""
     run = row["id"]
-    info = infos(connection, [row])[0]
+    info = infos(connection, [row], now)[0]
     data = json.loads(row["data"])
     candidates = tuple(_candidate(c, get) for c in rows(connection, "candidates", run, "id"))
     best = next((c for c in candidates if c.id == row["best"]), None)

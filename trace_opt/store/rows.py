@@ -72,3 +72,26 @@ class TrialRow(NamedTuple):
     n: int
     accepted: int
     verdict: str
+
+
+class MemoRow(NamedTuple):
+    """What a call of a pure op gave.
+
+    Attributes:
+        op: The hash of what the op is made of.
+        arguments: The hash of its arguments.
+        variant: The hash of what else the value depends on.
+        data: `reads`, `seeded`, `made`, `value`, `size`.
+        created: When, in seconds since 1970.
+    """
+
+    op: str
+    arguments: str
+    variant: str
+    data: Any
+    calls: int
+    tokens_in: int
+    tokens_out: int
+    usd: float | None
+    seconds: float
+    created: float

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
-VERSION = 1
-"""Raised by every change of the tables; `Store` refuses a store of a greater one."""
+VERSION = 2
+"""Raised by every change of the tables or of what their JSON holds, with a step in `migrations`; `Store` refuses a store of
+a greater one."""
 
 FLIGHTS = ("run", "token", "role", "what", "calls", "tokens_in", "tokens_out", "usd", "lost")
 
@@ -49,6 +50,8 @@ _TABLES = {
     "spend": f"run* text, role* text, {_COST}",
     "flights": f"run* text, token* big, role text, what text, {_COST}, lost integer",
     "blobs": "hash* text, data bytes",
+    # what calls of pure ops gave, for all runs; data: reads, seeded, made, value, size
+    "memos": f"op* text, arguments* text, variant* text, data text, {_COST}, seconds double, created double",
 }
 """Columns as `name type`; a star marks the key, a question mark what may be empty."""
 
@@ -71,7 +74,7 @@ def metadata() -> sa.MetaData:
             made.append(sa.Column(name.rstrip("*"), types[kind.rstrip("?")], **options))
         if table == "candidates":
             made.append(sa.UniqueConstraint("run", "values_hash"))
-        sa.Table(table, meta, *made, sqlite_with_rowid=table in ("meta", "runs", "blobs", "states"))
+        sa.Table(table, meta, *made, sqlite_with_rowid=table in ("meta", "runs", "blobs", "states", "memos"))
     return meta
 
 

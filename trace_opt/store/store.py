@@ -104,7 +104,8 @@ class Store:
         if not self.database.exists:
             return []
         with self.database.reading() as connection:
-            return reading.infos(connection, connection.execute(reading.select("runs")).mappings().all())
+            found = connection.execute(reading.select("runs")).mappings().all()
+            return reading.infos(connection, found, self.database.now(connection))
 
     def load(self, run: str = "last") -> RunRecord:
         """Everything kept about one run.
@@ -113,7 +114,7 @@ class Store:
             run: Its id, a prefix of it that is unique, or "last".
         """
         with self._row(run) as (connection, row):
-            return reading.record(connection, row, self._get)
+            return reading.record(connection, row, self._get, self.database.now(connection))
 
     def rollouts(self, run: str = "last") -> list[RolloutRecord]:
         """All rollouts of a run, by candidate and example."""
@@ -124,6 +125,18 @@ class Store:
         """`Graph.to_json` of one rollout, where it was kept."""
         with self._row(run) as (connection, row):
             return reading.graph(connection, row["id"], candidate, example)
+
+    def memos(self, op: str, most: int = 10_000) -> list[Mapping[str, Any]]:
+        """What calls of a pure op gave in any run, the newest first.
+
+        Args:
+            op: The hash of what it is made of.
+            most: How many at most.
+        """
+        if not self.database.exists:
+            return []
+        with self.database.reading() as connection:
+            return reading.memos(connection, op, most)
 
     def _row(self, run: str) -> reading.Found:
         return reading.Found(self.database, run)
@@ -142,11 +155,12 @@ class Store:
         owner = lease.owner_name()
         row = {
             "id": run, "name": new.name, "status": "running", "ended": "", "seed": new.seed, "created": now,
-            "updated": now, "owner": owner, "lease_until": now + lease.LEASE_S, "epoch": 1, "version": new.version,
+            "updated": now, "owner": owner, "epoch": 1, "version": new.version,
             "best": 0, "seconds": 0.0, "data": blobs.text_of(new.data), "report": None, "flights": 0,
         }  # fmt: skip
         with self.database.writing() as connection:
-            connection.execute(metadata().tables["runs"].insert().values(row))
+            until = self.database.now(connection) + lease.LEASE_S
+            connection.execute(metadata().tables["runs"].insert().values({**row, "lease_until": until}))
         return Writer(self.database, run, owner, 1)
 
     def reopen(self, run: str) -> tuple[Writer, Saved]:
@@ -174,9 +188,10 @@ class Store:
             return json.loads(row["data"])
 
     def _take(self, connection: sa.Connection, run: str, owner: str) -> int:
-        now = time.time()
+        now = self.database.now(connection)
         table = metadata().tables["runs"]
-        row = connection.execute(table.select().where(table.c.id == run)).mappings().one()
+        # locked for update where beginning to write has not locked everything, as SQLite has
+        row = connection.execute(table.select().where(table.c.id == run).with_for_update()).mappings().one()
         if lease.held(row["owner"], row["lease_until"], now):
             raise StoreError(
                 f"run {run!r} is held by {lease.shown(row['owner'])!r}; wait until it ends, or stop that process"

@@ -7,7 +7,8 @@ costs money is safe as soon as it is known, and free, fast rollouts cost next to
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Event, RLock, Thread
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from trace_opt.core.codec import storable
 from trace_opt.core.rollout import Cost
 from trace_opt.errors import StoreError
 from trace_opt.store import blobs, lease
-from trace_opt.store.rows import CandidateRow, RolloutRow, TrialRow
+from trace_opt.store.rows import CandidateRow, MemoRow, RolloutRow, TrialRow
 from trace_opt.store.schema import FLIGHTS, insert, upsert
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Batch:
     spend: dict[str, Cost] = field(default_factory=dict[str, Cost])
     landed: list[int] = field(default_factory=list[int])
     run: dict[str, Any] = field(default_factory=dict[str, Any])
+    memos: list[MemoRow] = field(default_factory=list[MemoRow])
 
 
 class Writer:
@@ -121,6 +123,12 @@ class Writer:
         with self._lock:
             self._waiting.states[part] = blobs.text_of(data)
 
+    def memo(self, row: MemoRow) -> None:
+        """Keep what a call of a pure op gave, for all runs, with the next commit; nothing where the run is closed."""
+        with self._lock:
+            if self._connection is not None:
+                self._waiting.memos.append(row._replace(data=blobs.text_of(row.data)))
+
     def spend(self, spend: Mapping[str, Cost], landed: Iterable[int]) -> None:
         """Keep what was spent outside rollouts, with the next commit."""
         with self._lock:
@@ -140,13 +148,10 @@ class Writer:
             what: What it is for, in words.
             worst: The most it can cost.
         """
-        with self._lock:
-            connection = self._live()
-            with self._database.translated(), connection.begin():
-                self._fence(connection)
-                row = (self.run, token, role, what, worst.calls, worst.tokens_in, worst.tokens_out, worst.usd, 0)
-                connection.exec_driver_sql(self._sql.flight, row)
-                connection.exec_driver_sql(self._sql.number, (token, self.run, token))
+        with self._lock, self._transaction() as connection:
+            row = (self.run, token, role, what, worst.calls, worst.tokens_in, worst.tokens_out, worst.usd, 0)
+            connection.exec_driver_sql(self._sql.flight, row)
+            connection.exec_driver_sql(self._sql.number, (token, self.run, token))
 
     def lose(self, lost: Mapping[int, Cost], role: str = "lost") -> None:
         """Book calls whose answers nobody kept, and commit.
@@ -157,9 +162,7 @@ class Writer:
         """
         with self._lock:
             total = Cost()
-            connection = self._live()
-            with self._database.translated(), connection.begin():
-                self._fence(connection)
+            with self._transaction() as connection:
                 for token, cost in lost.items():
                     total += cost
                     row = (cost.calls, cost.tokens_in, cost.tokens_out, cost.usd, self.run, token)
@@ -176,9 +179,7 @@ class Writer:
         """
         with self._lock:
             batch, self._waiting = self._waiting, Batch()
-            connection = self._live()
-            with self._database.translated(), connection.begin():
-                self._fence(connection)
+            with self._transaction() as connection:
                 self._write(connection, batch)
 
     def close(self, status: str, ended: str) -> None:
@@ -205,6 +206,35 @@ class Writer:
             raise StoreError(f"run {self.run!r} is closed; resume it to go on")
         return self._connection
 
+    @contextmanager
+    def _transaction(self) -> Generator[sa.Connection]:
+        """One transaction that goes through only while the lease is ours.
+
+        Raises:
+            StoreError: it was lost, or the database cannot be written.
+        """
+        connection = self._live()
+        with self._database.translated(), self._begun(connection):
+            yield connection
+
+    def _begun(self, connection: sa.Connection) -> sa.Transaction:
+        """A transaction with the fence passed, on a new connection where the server has dropped the old one.
+
+        Only here it is known that nothing was done yet, so that beginning again cannot count a cost twice.
+        """
+        from sqlalchemy.exc import DBAPIError
+
+        for again in (True, False):
+            transaction = connection.begin()
+            try:
+                self._fence(connection)
+                break
+            except BaseException as error:
+                transaction.rollback()
+                if not (again and isinstance(error, DBAPIError) and error.connection_invalidated):
+                    raise
+        return transaction
+
     def _fence(self, connection: sa.Connection) -> None:
         row = (time.time(), self.seconds, self.run, self._owner, self._epoch)
         if connection.exec_driver_sql(self._sql.fence, row).rowcount != 1:
@@ -226,6 +256,8 @@ class Writer:
             run_sql(sql.trial, [(run, *row) for row in batch.trials])
         if batch.states:
             run_sql(sql.state, [(run, part, data) for part, data in batch.states.items()])
+        if batch.memos:
+            run_sql(sql.memo, batch.memos)
         if batch.landed:
             run_sql(sql.land, [(run, token) for token in batch.landed])
         self._add_spend(connection, batch.spend)
@@ -260,7 +292,8 @@ class Writer:
         while not self._stop.wait(lease.RENEW_S):
             try:
                 with self._database.writing() as connection:
-                    row = (time.time() + lease.LEASE_S, self.run, self._owner, self._epoch)
+                    until = self._database.now(connection) + lease.LEASE_S
+                    row = (until, self.run, self._owner, self._epoch)
                     connection.exec_driver_sql(self._sql.renew, row)
             except StoreError:
                 continue  # busy for now; a lease that is really lost is noticed by the next write
@@ -278,6 +311,7 @@ class _Statements:
         self.trial = upsert("trials", ("run", "number"), TrialRow._fields[1:], mark)
         self.graph = insert("graphs", ("run", "candidate", "example", "blob"), mark, ignore=True)
         self.state = upsert("states", ("run", "part"), ("data",), mark)
+        self.memo = insert("memos", MemoRow._fields, mark, ignore=True)
         self.spend = upsert("spend", ("run", "role"), ("calls", "tokens_in", "tokens_out", "usd"), mark, add=True)
         self.flight = insert("flights", FLIGHTS, mark)
         self.number = f"UPDATE runs SET flights = {mark} WHERE id = {mark} AND flights < {mark}"  # noqa: S608

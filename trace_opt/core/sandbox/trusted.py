@@ -1,6 +1,7 @@
 """Generated code in this process, for people who mean it: nothing is confined, and one loud warning says so."""
 
 from __future__ import annotations
+import __future__
 
 import inspect
 import linecache
@@ -61,6 +62,41 @@ class Trusted(Sandbox):
             return value
         return self._admitted(Job(source, name, returns=returns), value)
 
+    async def acall(
+        self, source: str, name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None,
+        uses: Mapping[str, Callable[..., Any]] | None = None, *, preamble: str = "", returns: Any = ANY,
+        seed: int | None = None,
+    ) -> Any:  # fmt: skip
+        """As `Sandbox.acall`; an `async def` runs in the awaiting task itself and awaits async functions of the host."""
+        job = Job(source, name, tuple(args), dict(kwargs or {}), dict(uses or {}), preamble, returns, seed)
+        host = HostCalls(job, self.limits.calls, _natural)
+        try:
+            fn = self._defined(job, host)
+        except BaseException as error:
+            if not _candidates(error):
+                raise
+            _raised(job, error)
+        if not inspect.iscoroutinefunction(fn):
+            return await super().acall(source, name, args, kwargs, uses, preamble=preamble, returns=returns, seed=seed)
+        return self._admitted(job, await self._awaited(job, host, fn))
+
+    async def _awaited(self, job: Job, host: HostCalls, fn: Callable[..., Any]) -> Any:
+        state = None if job.seed is None else random.getstate()
+        try:
+            if job.seed is not None:
+                random.seed(job.seed)
+            value = await fn(*job.args, **job.kwargs)
+        except BaseException as error:
+            host.check()
+            if not _candidates(error):
+                raise
+            _raised(job, error)
+        finally:
+            if state is not None:
+                random.setstate(state)
+        host.check()
+        return value
+
     def _finish(self, job: Job, serve: Serve | None) -> Any:
         return self._admitted(job, self._run(job, serve))
 
@@ -108,7 +144,8 @@ class Trusted(Sandbox):
             space[name] = _direct(job.uses[name], host)
         file = filename(job.source, job.name)
         exec(compile(job.preamble, "<preamble>", "exec"), space)  # noqa: S102 # the user's imports and constants
-        exec(compile(job.source, file, "exec"), space)  # noqa: S102 # the user asked for it
+        code = compile(job.source, file, "exec", __future__.annotations.compiler_flag)
+        exec(code, space)  # noqa: S102 # the user asked for it
         if not job.uses:
             with self._lock:
                 if len(self._kept) >= _KEPT:
@@ -135,16 +172,37 @@ def filename(source: str, name: str) -> str:
 
 
 def _direct(fn: Callable[..., Any], host: HostCalls) -> Callable[..., Any]:
+    if host.serve is _natural and inspect.iscoroutinefunction(fn):
+
+        async def acall(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return await fn(*args, **kwargs)
+            except BaseException as error:
+                _note(host, error)
+                raise
+
+        return acall
+
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             return host.serve(fn, args, kwargs)
         except BaseException as error:
-            host.raised = error
-            if not blames_candidate(error):
-                host.fault = error
+            _note(host, error)
             raise
 
     return call
+
+
+def _note(host: HostCalls, error: BaseException) -> None:
+    """Keep what a function of the host raised, apart where no candidate is to blame for it."""
+    host.raised = error
+    if not blames_candidate(error):
+        host.fault = error
+
+
+def _natural(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a function of the host where the code that calls it runs."""
+    return fn(*args, **kwargs)
 
 
 def _same(value: Any) -> Any:

@@ -8,6 +8,7 @@ interpreted here.
 """
 
 from __future__ import annotations
+import __future__
 
 import builtins
 import ctypes
@@ -245,7 +246,9 @@ def _run(request: dict[str, Any], told: int, said: int) -> tuple[bytes, bytes]:
             space[name] = _host_function(name, told, said, classes, fields, request["result"])
         exec(compile(request["preamble"], "<preamble>", "exec"), space)  # noqa: S102 # the user's imports and constants
         args, kwargs = load(request["arguments"], classes)
-        exec(compile(request["source"], FILE, "exec"), space)  # noqa: S102 # what this process is for
+        # annotations stay unevaluated: they are the original's, and may name what only its module has
+        code = compile(request["source"], FILE, "exec", __future__.annotations.compiler_flag)
+        exec(code, space)  # noqa: S102 # what this process is for
         if request["define_only"]:
             return RESULT, b"null"
         value = space[request["name"]](*args, **kwargs)

@@ -1,0 +1,130 @@
+"""Who runs the rollouts of a run, and the roller that has them run by workers."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from trace_opt.core.feedback import Feedback, Guide
+from trace_opt.core.memory import MEMORY
+from trace_opt.core.parameter import Parameter, by_name
+from trace_opt.core.rollout import Rollout
+from trace_opt.errors import ProblemError
+from trace_opt.llm.elsewhere import is_loading
+from trace_opt.search.distant import ATTEMPTS, DistantExecutor
+from trace_opt.search.executors import Executor, LocalExecutor
+from trace_opt.search.rolling import Job, Roller
+from trace_opt.search.shipping import order_of, ship, taken_in
+
+if TYPE_CHECKING:
+    from trace_opt.search.budget import Account, Ledger
+    from trace_opt.search.settings import Settings
+
+
+class DistantRoller(Roller):
+    """Has rollouts run by workers; takes the place of a `Roller` in the driver.
+
+    Args:
+        workflow, guide: Functions.
+        ledger: Who pays.
+        executor: Has the workers.
+        parameters: Those known here, by full name.
+    """
+
+    def __init__(
+        self, workflow: Callable[..., Any], guide: Guide, ledger: Ledger, executor: DistantExecutor,
+        parameters: Mapping[str, Parameter[Any]],
+    ) -> None:  # fmt: skip
+        super().__init__(workflow, guide, ledger, executor)
+        self.is_async = True  # a rollout is waited for, whatever the workflow is
+        self._workers = executor
+        self._parameters = parameters
+
+    async def arun(self, job: Job) -> tuple[Rollout, Account]:
+        """A rollout in a worker."""
+        account = self.ledger.account("workflow", job)
+        began = perf_counter()
+        found = await self._workers.rollout(order_of(job, keep=job.keep or self.seen is not None), account)
+        if found is None:
+            said = f"WorkerLost: {ATTEMPTS} workers died of it, one after the other"
+            rollout = Rollout(
+                example=job.example, values=job.values, seed=job.seed, error=said, cost=account.cost,
+                feedback=Feedback(text=f"the workflow failed with {said}"), seconds=perf_counter() - began,
+            )  # fmt: skip
+            return rollout, account
+        memory = MEMORY.get()
+        if memory is not None and found.saved.ops:
+            memory.report(found.saved)
+        rollout = taken_in(found, job, self._parameters, account.cost)
+        if self.seen is not None and rollout.graph is not None:
+            self._known(rollout)
+            self.seen(job, rollout.graph)
+        return (rollout if job.keep else replace(rollout, graph=None, node=None, output=None)), account
+
+    def _known(self, rollout: Rollout) -> None:
+        """Refuse parameters that only a worker knows.
+
+        Raises:
+            ProblemError: there is one.
+        """
+        for name, leaf in rollout.graph.parameters.items() if rollout.graph is not None else ():
+            if leaf.parameter is None:
+                raise ProblemError(
+                    f"a worker read a parameter {name!r} that is not found here; make it where the workflow refers to it, "
+                    "or pass parameters=[...]"
+                )
+
+
+def executor_of(given: Executor | str | None, address: str | None, concurrency: int) -> Executor:
+    """Who runs a run's rollouts.
+
+    Args:
+        given: An `Executor`, "local" (the default), "processes" or "ray".
+        address: Of a Ray cluster; None starts one on this machine.
+        concurrency: Rollouts at once.
+
+    Raises:
+        ProblemError: it is none of them, or there is an address that it has no use for.
+    """
+    if is_loading():
+        raise ProblemError(
+            "a worker that loads this file finds a search begun in it; put what starts it under `if __name__ == "
+            "'__main__':`"
+        )
+    if address is not None and given != "ray":
+        raise ProblemError(f"address is {address!r}, which only executor='ray' has a use for; leave one of them out")
+    if given is None or given == "local":
+        return LocalExecutor(concurrency)
+    if given == "processes":
+        from trace_opt.search.processes import ProcessExecutor
+
+        return ProcessExecutor()
+    if given == "ray":
+        from trace_opt.search.ray import RayExecutor
+
+        return RayExecutor(address)
+    if isinstance(given, str) or not hasattr(given, "run"):
+        near = difflib.get_close_matches(str(given), EXECUTORS, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"pass one of {', '.join(map(repr, EXECUTORS))} or an Executor"
+        raise ProblemError(f"no executor is called {given!r:.60}; {hint}")
+    return given
+
+
+EXECUTORS = ("local", "processes", "ray")
+
+
+def roller_of(settings: Settings, ledger: Ledger, executor: Executor) -> Roller:
+    """Who runs one rollout of a run; where that is a worker, all that it needs is packed here, before anything runs.
+
+    Raises:
+        ProblemError: the problem cannot be sent.
+    """
+    if not isinstance(executor, DistantExecutor):
+        return Roller(settings.workflow, settings.guide, ledger, executor)
+    known = {p.name: p for p in by_name(settings.reach.parameters_named()).values()} | (settings.parameters or {})
+    shipment = ship(settings.workflow, settings.guide, settings.reload, known)
+    executor.open(shipment, settings.reach.hashes, settings.concurrency)
+    return DistantRoller(settings.workflow, settings.guide, ledger, executor, known)
