@@ -1,6 +1,6 @@
 """What the gates find, and what they mistake: right or wrong answers exactly, other scores and real ones by drawing.
 
-    python benchmarks/gate.py [--quick] [--recorded ../shared/data/recorded/gepa_pupa_llm_cache.json]
+    python benchmarks/gate.py [--quick] [--recorded gepa_pupa_llm_cache.json]
 
 Beside them stands the gate of GEPA (three examples, the greater sum, then a pass over all), computed by its definition.
 The recorded file holds model answers and a judge's scores of them: a real candidate x example matrix.
