@@ -80,10 +80,16 @@ def report_of(
 
 
 def _front(settings: Settings, session: Session) -> list[dict[str, Any]]:
-    """What was accepted and is not beaten in everything, on the examples that a front is over; empty for one alone."""
+    """What was accepted and is not beaten in everything, on the examples that a front is over.
+
+    Empty where one beats all others, and where there is a single score and no other objective was asked for.
+    """
     search = settings.search
     size: Callable[[int], int] = getattr(search, "size", int)
-    names = dict.fromkeys((*getattr(search, "objectives", ()), "length"))
+    asked: tuple[str, ...] = tuple(getattr(search, "objectives", ()))
+    if not asked and not any(score.several for score in session.start.scores.values()):
+        return []
+    names = dict.fromkeys((*asked, "length"))
     accepted = [candidate for candidate in session.candidates.values() if candidate.accepted]
     rows = front_rows(accepted, session.order[: size(len(session.order))], session.parameters, list(names))
     return rows if len(rows) > 1 else []
