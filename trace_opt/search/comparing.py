@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from trace_opt.search.gate import Comparison, Gate, Verdict, trial_order
 from trace_opt.search.measures import result
@@ -20,12 +20,51 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True, eq=False)
-class _Duel:
-    attempt: Attempt
+class Duel:
+    """A candidate under test.
+
+    Attributes:
+        candidate: The candidate.
+        base: What it is compared with.
+        block: Examples that both are run on at a time.
+        order: The examples, in this test's own order.
+        comparison: How it stands.
+    """
+
     candidate: Candidate
+    base: Candidate
     block: int
     order: list[int]
     comparison: Comparison
+
+    @property
+    def seen(self) -> list[int]:
+        """The examples that the comparison used."""
+        return self.order[: self.comparison.n]
+
+    @property
+    def verdict(self) -> Verdict:
+        """How it ended."""
+        return cast("Verdict", self.comparison.verdict)
+
+
+async def fought(session: Session, duels: Sequence[Duel]) -> None:
+    """Run duels to their verdicts, all of them abreast.
+
+    Args:
+        session: Runs candidates.
+        duels: They are changed.
+
+    Raises:
+        BudgetError: the budget does not cover a block.
+    """
+    while running := [duel for duel in duels if duel.comparison.verdict is None]:
+        blocks = [(duel, duel.order[duel.comparison.n :][: duel.block]) for duel in running]
+        wanted = [pair for duel, block in blocks for pair in ((duel.candidate, block), (duel.base, block))]
+        await session.bench.score(wanted, "trials")
+        for duel, block in blocks:
+            before = [result(duel.base.scores[n], session.measures) for n in block]
+            duel.comparison.extend(before, [result(duel.candidate.scores[n], session.measures) for n in block])
 
 
 async def compared(
@@ -44,21 +83,14 @@ async def compared(
     incumbent = session.incumbent
     session.bring(incumbent)
     seed = rollout_seed(session.bench.seed, "again") if again else session.bench.seed
-    duels: list[_Duel] = []
+    duels: list[tuple[Attempt, Duel]] = []
     for attempt, gate in tests:
         if attempt.candidate is not None:
             session.bring(attempt.candidate)
             order = trial_order(session.order, seed, attempt.number)
             comparison = gate.begin(len(order), session.measures, seed=rollout_seed(seed, f"signs/{attempt.number}"))
-            duels.append(_Duel(attempt, attempt.candidate, gate.block, order, comparison))
-    while running := [duel for duel in duels if duel.comparison.verdict is None]:
-        blocks = [(duel, duel.order[duel.comparison.n :][: duel.block]) for duel in running]
-        await session.bench.score(
-            [(candidate, block) for duel, block in blocks for candidate in (duel.candidate, incumbent)], "trials"
-        )
-        for duel, block in blocks:
-            before = [result(incumbent.scores[n], session.measures) for n in block]
-            duel.comparison.extend(before, [result(duel.candidate.scores[n], session.measures) for n in block])
-    for duel in duels:
-        session.compare(duel.attempt, duel.order[: duel.comparison.n], incumbent)
-    return [duel.comparison.verdict for duel in duels if duel.comparison.verdict is not None]
+            duels.append((attempt, Duel(attempt.candidate, incumbent, gate.block, order, comparison)))
+    await fought(session, [duel for _, duel in duels])
+    for attempt, duel in duels:
+        session.compare(attempt, duel.seen, incumbent)
+    return [duel.verdict for _, duel in duels]

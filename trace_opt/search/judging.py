@@ -4,44 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from trace_opt.search import statistics
+from trace_opt.search.comparing import Duel, fought
 from trace_opt.search.gate import Comparison, Gate, Verdict, trial_order
-from trace_opt.search.measures import result
 from trace_opt.search.splits import rollout_seed
 
 if TYPE_CHECKING:
     from trace_opt.search.candidate import Attempt, Candidate
     from trace_opt.search.guards import Guards, Recited
     from trace_opt.search.session import Session
-
-
-@dataclass(slots=True, eq=False)
-class Duel:
-    """A candidate under test.
-
-    Attributes:
-        candidate: The candidate.
-        base: What it is compared with.
-        order: The examples, in this test's own order.
-        comparison: How it stands.
-    """
-
-    candidate: Candidate
-    base: Candidate
-    order: list[int]
-    comparison: Comparison
-
-    @property
-    def seen(self) -> list[int]:
-        """The examples that the comparison used."""
-        return self.order[: self.comparison.n]
-
-    @property
-    def verdict(self) -> Verdict:
-        """How it ended."""
-        return cast("Verdict", self.comparison.verdict)
 
 
 @dataclass(slots=True, eq=False)
@@ -91,7 +64,7 @@ class Judge:
                 tests.append(self._begun(session, attempt, attempt.candidate))
             else:
                 attempt.verdict = f"dropped: the same values as candidate {attempt.candidate.id}"
-        await self._run(session, tests)
+        await fought(session, tests)
         for test in tests:
             session.compare(test.attempt, test.seen, test.base)
         return tests
@@ -104,24 +77,16 @@ class Judge:
         """
         bring(session, [candidate, base])
         order, comparison = self._comparison(session, candidate.id, self.gate)
-        duel = Duel(candidate, base, order, comparison)
-        await self._run(session, [duel])
+        duel = Duel(candidate, base, self.gate.block, order, comparison)
+        await fought(session, [duel])
         return duel.verdict
-
-    async def _run(self, session: Session, duels: Sequence[Duel]) -> None:
-        while running := [duel for duel in duels if duel.comparison.verdict is None]:
-            blocks = [(duel, duel.order[duel.comparison.n :][: self.gate.block]) for duel in running]
-            wanted = [pair for duel, block in blocks for pair in ((duel.base, block), (duel.candidate, block))]
-            await session.bench.score(wanted, "trials")
-            for duel, block in blocks:
-                before = [result(duel.base.scores[n], session.measures) for n in block]
-                duel.comparison.extend(before, [result(duel.candidate.scores[n], session.measures) for n in block])
 
     def _begun(self, session: Session, attempt: Attempt, candidate: Candidate) -> Tested:
         # what training ended at is kept unless it is found worse, so nothing of it is given up early
         gate = Gate.phase(block=self.gate.block) if attempt.proposal.phase else self.gate
         bring(session, [candidate, attempt.base])
-        return Tested(candidate, attempt.base, *self._comparison(session, attempt.number, gate), attempt)
+        order, comparison = self._comparison(session, attempt.number, gate)
+        return Tested(candidate, attempt.base, gate.block, order, comparison, attempt)
 
     def _comparison(self, session: Session, number: int, gate: Gate) -> tuple[list[int], Comparison]:
         seed = session.bench.seed
