@@ -73,7 +73,8 @@ class Graph:
             self.note_fault(error)
             raise error
         value = self.values.get(name, parameter.initial)
-        if is_tensor(value) and value.is_floating_point() and not (self._training and value.requires_grad):
+        trains = self._training and getattr(value, "requires_grad", False)
+        if not trains and is_tensor(value) and value.is_floating_point():
             # a leaf of this recording's own that shares memory: concurrent recordings have gradients of their own
             value = value.detach().requires_grad_(self._training is None and not parameter.frozen)
         made = ParameterNode(value, name, parameter.description, parameter)
