@@ -18,6 +18,7 @@ A message says what happened, names the thing by its repr, and says what to do.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -132,3 +133,17 @@ class ProblemError(TraceOptError, ValueError):
 
 class StoreError(TraceOptError):
     """A run is missing, foreign, locked, changed, or from a newer version."""
+
+
+def meant(given: object, known: Iterable[str], otherwise: str = "") -> str:
+    """The remedy for a name that is not known: the one that was probably meant.
+
+    Args:
+        given: What was given.
+        known: The names there are.
+        otherwise: The remedy where none of them is near.
+    """
+    from difflib import get_close_matches
+
+    near = get_close_matches(str(given), list(known), 1)
+    return f"did you mean {near[0]!r}?" if near else otherwise

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
 
 from trace_opt.core.feedback import Guide
-from trace_opt.errors import ProblemError, TraceOptError
+from trace_opt.errors import ProblemError, TraceOptError, meant
 
 if TYPE_CHECKING:
     from trace_opt.core.parameter import Parameter
@@ -167,8 +167,7 @@ def _offered(file: Path) -> Any:
     """
     if not file.is_file():
         near = [str(p) for p in sorted(file.parent.glob("*.py"))] if file.parent.is_dir() else []
-        close = difflib.get_close_matches(str(file), near, 1)
-        hint = f"did you mean {close[0]!r}?" if close else "give the path of a Python file that defines `problem`"
+        hint = meant(file, near, "give the path of a Python file that defines `problem`")
         raise ProblemError(f"there is no file {str(file)!r}; {hint}")
     spec = spec_from_file_location(f"trace_opt_problem_{file.stem}", file)
     if spec is None or spec.loader is None:
@@ -249,11 +248,8 @@ def _converted(file: Path, known: Sequence[ProblemOption], given: Mapping[str, s
     values: dict[str, Any] = {}
     for name, text in given.items():
         if name not in by_name:
-            near = difflib.get_close_matches(name, by_name, 1)
             listed = f"known: {', '.join(by_name)}" if by_name else "it takes none"
-            raise OptionError(
-                f"{str(file)!r} has no option {name!r}; {f'did you mean {near[0]!r}?' if near else listed}"
-            )
+            raise OptionError(f"{str(file)!r} has no option {name!r}; {meant(name, by_name, listed)}")
         values[name] = _value(by_name[name], text)
     return values
 

@@ -19,6 +19,7 @@ from trace_opt.cli.options import (
     store_of,
     with_store,
 )
+from trace_opt.errors import meant
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -174,8 +175,7 @@ def _only(values: Mapping[str, Any], name: str | None) -> Mapping[str, Any]:
     if name is None:
         return values
     if name not in values:
-        near = difflib.get_close_matches(name, values, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(values)}"
+        hint = meant(name, values, f"known: {', '.join(values)}")
         raise typer.BadParameter(f"the run has no parameter {name!r}; {hint}", param_hint="--parameter")
     return {name: values[name]}
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from trace_opt.errors import meant
 
 if TYPE_CHECKING:
     from trace_opt.search.budget import Budget, Level
@@ -115,15 +116,13 @@ def parsed_budget(text: str) -> Budget | Level:
         return text  # pyright: ignore[reportReturnType] # the keys of LEVELS are the levels
     names = [field.name for field in dataclasses.fields(Budget)]
     if "=" not in text:
-        near = difflib.get_close_matches(text, LEVELS, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"name limits, as in calls=500,usd=2 ({', '.join(names)})"
+        hint = meant(text, LEVELS, f"name limits, as in calls=500,usd=2 ({', '.join(names)})")
         raise typer.BadParameter(f"no budget is named {text!r}; {hint}", param_hint="--budget")
     limits: dict[str, int | float] = {}
     for part in text.split(","):
         name, _, value = (piece.strip() for piece in part.partition("="))
         if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+            hint = meant(name, names, f"known: {', '.join(names)}")
             raise typer.BadParameter(f"a budget has no limit {name!r}; {hint}", param_hint="--budget")
         if name in limits:
             raise typer.BadParameter(f"the limit {name!r} is given twice; give it once", param_hint="--budget")
@@ -146,8 +145,7 @@ def parsed_search(text: str) -> Search:
     import trace_opt
 
     if text not in _SEARCHES:
-        near = difflib.get_close_matches(text, _SEARCHES, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_SEARCHES)}"
+        hint = meant(text, _SEARCHES, f"known: {', '.join(_SEARCHES)}")
         raise typer.BadParameter(f"no search is named {text!r}; {hint}", param_hint="--search")
     return getattr(trace_opt, _SEARCHES[text])()
 

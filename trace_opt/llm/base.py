@@ -7,7 +7,6 @@ answers. Whatever wraps one is one.
 from __future__ import annotations
 
 import asyncio
-import difflib
 import json
 import math
 from abc import ABC, abstractmethod
@@ -18,7 +17,7 @@ from typing import Any, Literal, Self, TypedDict, Unpack, cast, final
 
 from trace_opt.core.rollout import Cost
 from trace_opt.core.tracer import trace
-from trace_opt.errors import LLMError
+from trace_opt.errors import LLMError, meant
 from trace_opt.llm import loop
 
 Message = Mapping[str, Any]
@@ -269,8 +268,7 @@ def check_fields(given: Mapping[str, Any]) -> None:
     """
     for name in given:
         if name not in _FIELDS:
-            near = difflib.get_close_matches(name, _FIELDS, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_FIELDS)}"
+            hint = meant(name, _FIELDS, f"known: {', '.join(_FIELDS)}")
             raise LLMError(f"a request has no field {name!r}; {hint}", kind="request")
 
 

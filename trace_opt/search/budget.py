@@ -7,7 +7,6 @@ limits hold whatever runs at once. What the test at the end will need is held ba
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -17,7 +16,7 @@ from threading import Lock
 from typing import Any, Literal, Protocol
 
 from trace_opt.core.rollout import Cost
-from trace_opt.errors import BudgetError
+from trace_opt.errors import BudgetError, meant
 
 Level = Literal["light", "medium", "heavy"]
 
@@ -83,8 +82,7 @@ def resolve(budget: Budget | str, *, val: int, test: int) -> Budget:
         return budget
     times = LEVELS.get(budget) if isinstance(budget, str) else None  # pyright: ignore[reportUnnecessaryIsInstance] # users pass anything
     if times is None:
-        near = difflib.get_close_matches(str(budget), LEVELS, 1)
-        hint = f"did you mean {near[0]!r}?" if near else "pass 'light', 'medium', 'heavy' or a Budget(...)"
+        hint = meant(budget, LEVELS, "pass 'light', 'medium', 'heavy' or a Budget(...)")
         raise BudgetError(f"no budget is named {budget!r}; {hint}")
     return Budget(rollouts=times * max(val, SMALLEST) + 2 * test)
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from trace_opt.errors import LLMError, ProblemError
+from trace_opt.errors import LLMError, ProblemError, meant
 
 if TYPE_CHECKING:
     from trace_opt.core.parameter import Parameter
@@ -128,8 +127,7 @@ def raced(names: Sequence[str], parameters: dict[str, Parameter[Any]]) -> dict[s
     for name in names:
         parameter = parameters.get(name)
         if parameter is None:
-            near = difflib.get_close_matches(name, parameters, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(parameters)}"
+            hint = meant(name, parameters, f"known: {', '.join(parameters)}")
             raise ProblemError(f"race names {name!r}, which is no parameter of the workflow; {hint}")
         options = parameter.choices or ((parameter.initial, *parameter.suggestions) if parameter.suggestions else None)
         if options is None:

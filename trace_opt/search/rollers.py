@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from time import perf_counter
@@ -12,7 +11,7 @@ from trace_opt.core.feedback import Feedback, Guide
 from trace_opt.core.memory import MEMORY
 from trace_opt.core.parameter import Parameter, by_name
 from trace_opt.core.rollout import Rollout
-from trace_opt.errors import ProblemError
+from trace_opt.errors import ProblemError, meant
 from trace_opt.llm.elsewhere import is_loading
 from trace_opt.search.distant import ATTEMPTS, DistantExecutor
 from trace_opt.search.executors import Executor, LocalExecutor
@@ -107,8 +106,7 @@ def executor_of(given: Executor | str | None, address: str | None, concurrency: 
 
         return RayExecutor(address)
     if isinstance(given, str) or not hasattr(given, "run"):
-        near = difflib.get_close_matches(str(given), EXECUTORS, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"pass one of {', '.join(map(repr, EXECUTORS))} or an Executor"
+        hint = meant(given, EXECUTORS, f"pass one of {', '.join(map(repr, EXECUTORS))} or an Executor")
         raise ProblemError(f"no executor is called {given!r:.60}; {hint}")
     return given
 

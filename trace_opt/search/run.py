@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from trace_opt.core.codec import encode, restore_value
 from trace_opt.core.graph import Graph
 from trace_opt.core.module import Module
 from trace_opt.core.parameter import Parameter, by_name
-from trace_opt.errors import ProblemError
+from trace_opt.errors import ProblemError, meant
 from trace_opt.store.records import TrialRecord
 
 if TYPE_CHECKING:
@@ -83,8 +82,7 @@ def load_values(
     given = dict(source) if isinstance(source, Mapping) else _from_file(Path(source), known)
     for name, value in given.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            hint = meant(name, known, f"known: {', '.join(known)}")
             raise ProblemError(f"there is no parameter {name!r}; {hint}")
         try:
             given[name] = known[name].check(_typed(known[name], value))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from trace_opt.core.feedback import Guide
 from trace_opt.core.module import Module
 from trace_opt.core.parameter import Parameter, by_name
-from trace_opt.errors import BudgetError, ProblemError
+from trace_opt.errors import BudgetError, ProblemError, meant
 from trace_opt.search import fingerprint
 from trace_opt.search.budget import Budget, resolve, unpriced
 from trace_opt.search.defaults import models_of
@@ -152,8 +151,7 @@ def _check_names(options: Options) -> None:
     known = Options.__optional_keys__
     for name in options:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
+            hint = meant(name, known, f"known: {', '.join(sorted(known))}")
             raise ProblemError(f"optimize has no option {name!r}; {hint}")
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from difflib import get_close_matches
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from trace_opt.core.parameter import is_tensor
 from trace_opt.core.tracer import plain, record
+from trace_opt.errors import meant
 
 if TYPE_CHECKING:
     import torch
@@ -83,8 +83,7 @@ def _read(graph: Graph, name: str) -> Any:
     """The node of a parameter that the workflow read."""
     read = graph.parameters
     if name not in read:
-        near = get_close_matches(name, read, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"it reads {sorted(read)!r}"
+        hint = meant(name, read, f"it reads {sorted(read)!r}")
         raise ValueError(f"the workflow never reads {name!r}; {hint}")
     return read[name]
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from trace_opt.errors import meant
 from trace_opt.optim.numeric.gaussian import LENGTHSCALES, VARIANCE
 
 
@@ -47,8 +47,7 @@ def refuse_unknown(who: str, what: str, given: str, known: Sequence[str]) -> Non
         ValueError: it is not among them.
     """
     if given not in known:
-        near = difflib.get_close_matches(str(given), known, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(map(repr, known))}"
+        hint = meant(given, known, f"choose one of {', '.join(map(repr, known))}")
         raise ValueError(f"{who} got {what}={given!r}; {hint}")
 
 

@@ -9,13 +9,14 @@ arXiv 2411.07837, Algorithms 1 and 2.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import torch  # noqa: TID253 # the class derives from one of torch's
+
+from trace_opt.errors import meant
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -226,8 +227,8 @@ def _check(group: dict[str, Any]) -> None:
     """
     projection = group["projection"]
     if projection not in PROJECTIONS:
-        near = difflib.get_close_matches(str(projection), PROJECTIONS, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = meant(projection, PROJECTIONS)
+        hint = f"; {hint}" if hint else ""
         raise ValueError(f"frugal knows no projection {projection!r}{hint}; choose one of {list(PROJECTIONS)!r}")
     if not (0 <= group["rho"] <= 1 and group["gap"] >= 1):
         raise ValueError(

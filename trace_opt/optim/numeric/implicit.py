@@ -9,13 +9,12 @@ Source: M. Blondel et al., "Efficient and modular implicit differentiation", arX
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial, wraps
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
 
-from trace_opt.errors import GradientError
+from trace_opt.errors import GradientError, meant
 from trace_opt.optim.numeric import solvers
 from trace_opt.optim.numeric.solvers import Method
 
@@ -79,8 +78,7 @@ def implicit(
         ValueError: there is no such form or solver.
     """
     if form not in _METHOD:
-        near = difflib.get_close_matches(form, get_args(Form), 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {list(get_args(Form))!r}"
+        hint = meant(form, get_args(Form), f"choose one of {list(get_args(Form))!r}")
         raise ValueError(f"implicit() got form={form!r}; {hint}")
     solvers.checked(solve or _METHOD[form])
 

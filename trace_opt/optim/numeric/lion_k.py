@@ -10,11 +10,12 @@ arXiv 2310.05898, equation (3) and Table 2; with the box it is Lion, arXiv 2302.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import torch  # noqa: TID253 # the class derives from one of torch's
+
+from trace_opt.errors import meant
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -142,8 +143,8 @@ def _check(group: dict[str, Any]) -> None:
     """
     name = group["constraint"]
     if name not in _DIRECTIONS:
-        near = difflib.get_close_matches(str(name), _DIRECTIONS, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = meant(name, _DIRECTIONS)
+        hint = f"; {hint}" if hint else ""
         raise ValueError(f"lion-k knows no constraint {name!r}{hint}; choose one of {list(_DIRECTIONS)!r}")
     if not (group["lr"] >= 0 and group["weight_decay"] >= 0):
         raise ValueError(

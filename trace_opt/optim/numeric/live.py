@@ -6,12 +6,11 @@ plain functions answer or rollouts of a workflow do, and there is one text of it
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from trace_opt.core.reuse import Memos
-from trace_opt.errors import FeedbackError, GradientError
+from trace_opt.errors import FeedbackError, GradientError, meant
 
 if TYPE_CHECKING:
     import torch
@@ -174,8 +173,7 @@ def checked(losses: Mapping[str, torch.Tensor], names: Sequence[str], asks: str)
     """
     for name in names:
         if name not in losses:
-            near = difflib.get_close_matches(name, list(losses), 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it gave {list(losses)!r}"
+            hint = meant(name, losses, f"it gave {list(losses)!r}")
             raise FeedbackError(f"{asks} needs the loss {name!r}, which the guide did not give; {hint}")
 
 

@@ -6,7 +6,6 @@ kernels are taken wherever torch has them, on the CPU too, and lists of tensors 
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import sys
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from trace_opt.errors import ProblemError
+from trace_opt.errors import ProblemError, meant
 from trace_opt.optim.numeric.quantized import optimizer_class
 from trace_opt.optim.numeric.stepper import Curvature, Stepper
 
@@ -284,5 +283,5 @@ def _writes_gradients(entry: Rule, options: Mapping[str, Any], groups: Sequence[
 
 
 def _near(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), 1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    hint = meant(name, known)
+    return f"; {hint}" if hint else ""

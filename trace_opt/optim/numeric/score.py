@@ -11,8 +11,9 @@ Sources: REINFORCE (Williams 1992); leave-one-out baseline (Kool et al. 2019); D
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+
+from trace_opt.errors import meant
 
 if TYPE_CHECKING:
     import torch
@@ -104,9 +105,9 @@ def surrogate(losses: torch.Tensor, log_probs: torch.Tensor, estimator: Estimato
 
 
 def _unknown(estimator: str) -> str:
-    near = get_close_matches(estimator, get_args(Estimator), 1)
+    near = meant(estimator, get_args(Estimator))
     hint = " (relax makes the choice itself differentiable)" if estimator == "reparam" else ""
-    hint = f"; did you mean {near[0]!r}?" if near else hint
+    hint = f"; {near}" if near else hint
     return f"estimator is {estimator!r}; give one of {list(get_args(Estimator))!r}{hint}"
 
 

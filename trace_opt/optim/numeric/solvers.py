@@ -7,10 +7,11 @@ only a fresh product tells whether a solution is one.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+
+from trace_opt.errors import meant
 
 if TYPE_CHECKING:
     import torch
@@ -74,8 +75,7 @@ def checked(method: str) -> None:
         ValueError: it names what there is.
     """
     if method not in get_args(Method):
-        near = difflib.get_close_matches(method, get_args(Method), 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {list(get_args(Method))!r}"
+        hint = meant(method, get_args(Method), f"choose one of {list(get_args(Method))!r}")
         raise ValueError(f"there is no linear solver {method!r}; {hint}")
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+from trace_opt.errors import meant
 
 if TYPE_CHECKING:
     import torch
@@ -128,8 +129,7 @@ class Training:
         known = Options.__optional_keys__
         for name in options:
             if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
+                hint = meant(name, known, f"known: {', '.join(sorted(known))}")
                 raise ValueError(
                     f"Gradient has no option {name!r}; {hint}; options of the optimizer go into options={{}}"
                 )
