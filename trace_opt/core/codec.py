@@ -182,9 +182,16 @@ _DECODERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
 
 def dump_value(parameter: Parameter[Any], value: Any) -> Any:
     """A parameter's value as JSON; a structured one through its type."""
-    if parameter.kind == "structured":
-        return encode(parameter.adapter.dump_python(value, mode="json"))
-    return encode(value)
+    return encode(_plain(parameter, value))
+
+
+def _plain(parameter: Parameter[Any], value: Any) -> Any:
+    return parameter.adapter.dump_python(value, mode="json") if parameter.kind == "structured" else value
+
+
+def values_hash(parameters: Mapping[str, Parameter[Any]], values: Mapping[str, Any]) -> str:
+    """What values by full parameter name are known by: equal for equal values only, tensors by their numbers."""
+    return content_hash({name: _plain(parameters[name], value) for name, value in values.items()})
 
 
 def restore_value(parameter: Parameter[Any], data: Any) -> Any:

@@ -160,12 +160,17 @@ def phase_copies(
     Returns:
         One copy of each buffer's saved value, else of that in force, by full parameter name.
     """
-    known = saved or {}
-    owners = {id(owner): owner for parameter in parameters if isinstance(owner := parameter.owner, TorchModule)}
-    buffers = (buffer for owner in owners.values() for buffer in owner.buffers.values())
+    known: Mapping[str, Any] = saved or {}
     return {
-        buffer.name: _marked(known.get(buffer.name, buffer.value).detach().to(device, copy=True)) for buffer in buffers
+        buffer.name: _marked(known.get(buffer.name, buffer.value).detach().to(device, copy=True))
+        for buffer in buffers_of(parameters)
     }
+
+
+def buffers_of(parameters: Iterable[Parameter[Any]]) -> list[Parameter[Any]]:
+    """The buffers of the modules that parameters belong to."""
+    owners = {id(owner): owner for parameter in parameters if isinstance(owner := parameter.owner, TorchModule)}
+    return [buffer for owner in owners.values() for buffer in owner.buffers.values()]
 
 
 def trained_with(parameter: Parameter[Any]) -> list[Parameter[Any]]:

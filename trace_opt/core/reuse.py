@@ -81,8 +81,8 @@ class Memo:
         return None
 
     def put(self, key: Any, result: Any, owner: Any) -> None:
-        """Keep what a call gave, unless its body read what may have changed by the next rollout."""
-        if not issubclass(type(result), Result) or rollout().drew:
+        """Keep what a call gave, unless it has no key, or its body read what may have changed by the next rollout."""
+        if key is None or not issubclass(type(result), Result) or rollout().drew:
             return  # what draws from the rollout's stream must draw again
         node: Node[Any] = result._trace_node
         reads = [read for read in node.trail if type(read) is not Child]
@@ -198,18 +198,22 @@ def _again(frame: Frame, op: Op, inputs: tuple[Any, ...], kept: _Given) -> Any:
     return finish(frame, op, kept.value, inputs, trail, frame.control(), 0.0)
 
 
+def _looked_up(memo: Memo, frame: Frame, op: Op, given: tuple[Any, ...], owner: Any) -> tuple[Any, Any]:
+    """What a call is known by (None where it has to run), and the result that stands for it (None where it runs)."""
+    inputs = tuple(take(frame, x)[1] for x in given)
+    frame.borrowed.clear()
+    key = memo.key(frame, op, inputs, owner)
+    kept = None if key is None else memo.get(frame, key)
+    return key, None if kept is None else _again(frame, op, inputs, kept)
+
+
 def reused(frame: Frame, op: Op, given: tuple[Any, ...], invoke: Callable[[tuple[Any, ...]], Any], owner: Any) -> Any:
     """`calls.call` in a rollout with a memo: gives what the same call gave before, else runs it and keeps that."""
-    memo, inputs = frame.memo, tuple(take(frame, x)[1] for x in given)
-    frame.borrowed.clear()
-    key = None if memo is None else memo.key(frame, op, inputs, owner)
-    if memo is None or key is None:
-        return call(frame, op, given, invoke)
-    kept = memo.get(frame, key)
-    if kept is not None:
-        return _again(frame, op, inputs, kept)
-    result = call(frame, op, given, invoke)
-    memo.put(key, result, owner)
+    memo = cast("Memo", frame.memo)
+    key, result = _looked_up(memo, frame, op, given, owner)
+    if result is None:
+        result = call(frame, op, given, invoke)
+        memo.put(key, result, owner)
     return result
 
 
@@ -217,14 +221,9 @@ async def areused(
     frame: Frame, op: Op, given: tuple[Any, ...], invoke: Callable[[tuple[Any, ...]], Coroutine[Any, Any, Any]], owner: Any
 ) -> Any:  # fmt: skip
     """`calls.acall` in a rollout with a memo."""
-    memo, inputs = frame.memo, tuple(take(frame, x)[1] for x in given)
-    frame.borrowed.clear()
-    key = None if memo is None else memo.key(frame, op, inputs, owner)
-    if memo is None or key is None:
-        return await acall(frame, op, given, invoke)
-    kept = memo.get(frame, key)
-    if kept is not None:
-        return _again(frame, op, inputs, kept)
-    result = await acall(frame, op, given, invoke)
-    memo.put(key, result, owner)
+    memo = cast("Memo", frame.memo)
+    key, result = _looked_up(memo, frame, op, given, owner)
+    if result is None:
+        result = await acall(frame, op, given, invoke)
+        memo.put(key, result, owner)
     return result

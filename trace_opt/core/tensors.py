@@ -6,6 +6,7 @@ ops; what only describes a tensor (shape, dtype, device) is handed out plain.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
@@ -150,6 +151,13 @@ def _values(value: Any) -> Any:
     if is_a(value, dict):
         return {key: _values(item) for key, item in value.items()}
     return value
+
+
+def generator_of(text: str) -> torch.Generator:
+    """Chance that follows from a text, so that nothing of it has to be kept."""
+    import torch
+
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))
 
 
 def gradients_by_name(loss: torch.Tensor, values: Mapping[str, Any]) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from trace_opt.core.codec import content_hash, dump_value
+from trace_opt.core.codec import dump_value, values_hash
 from trace_opt.core.parameter import Parameter, by_name
 from trace_opt.core.rollout import Cost
 from trace_opt.errors import BudgetError, ProblemError, StoreError
@@ -188,7 +188,7 @@ class Opening:
         if self.settings.parameters is None:
             self._assign(parameters)
         start.values = {name: parameter.initial for name, parameter in parameters.items()}
-        start.key = content_hash({name: dump_value(parameters[name], value) for name, value in start.values.items()})
+        start.key = values_hash(parameters, start.values)
         start.kept = {n: replace(rollout, values=start.values) for n, rollout in start.kept.items()}
         self.bench.parameters = parameters
         self._check_start(parameters, start)

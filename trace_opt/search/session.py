@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from trace_opt.core.codec import content_hash, decode, dump_value, encode
+from trace_opt.core.codec import decode, encode, values_hash
 from trace_opt.core.context import in_force
 from trace_opt.core.neural import trained_with
 from trace_opt.core.parameter import Parameter
@@ -389,7 +389,7 @@ class Session:
 
     def key_of(self, values: Mapping[str, Any]) -> str:
         """The hash of complete values."""
-        return content_hash({name: dump_value(self.parameters[name], value) for name, value in values.items()})
+        return values_hash(self.parameters, values)
 
     # -- verdicts ----------------------------------------------------------------------------------------------------
 

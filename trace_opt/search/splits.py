@@ -16,6 +16,7 @@ from itertools import islice
 from typing import Any
 
 from trace_opt.core.codec import canonical
+from trace_opt.core.tensors import generator_of
 from trace_opt.errors import ProblemError
 
 _FIRST = 8  # batches of a DataLoader that stand for the training examples where some are needed
@@ -156,9 +157,7 @@ def is_loader(train: Any) -> bool:
 
 def batches(loader: Any, seed: str) -> Iterator[Any]:
     """The batches of one epoch of a DataLoader, in an order that the seed decides."""
-    import torch
-
-    generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:7], "big"))
+    generator = generator_of(seed)
     holders = [h for h in (loader, loader.sampler, loader.batch_sampler) if hasattr(h, "generator")]
     before = [holder.generator for holder in holders]
     for holder in holders:

@@ -9,7 +9,8 @@ import random
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from trace_opt.core.parameter import short
@@ -81,19 +82,9 @@ class Trusted(Sandbox):
         return self._admitted(job, await self._awaited(job, host, fn))
 
     async def _awaited(self, job: Job, host: HostCalls, fn: Callable[..., Any]) -> Any:
-        state = None if job.seed is None else random.getstate()
-        try:
-            if job.seed is not None:
-                random.seed(job.seed)
+        with _guarded(job, host):
+            _seed(job)
             value = await fn(*job.args, **job.kwargs)
-        except BaseException as error:
-            host.check()
-            if not _candidates(error):
-                raise
-            _raised(job, error)
-        finally:
-            if state is not None:
-                random.setstate(state)
         host.check()
         return value
 
@@ -113,24 +104,14 @@ class Trusted(Sandbox):
 
     def _run(self, job: Job, serve: Serve | None, *, define_only: bool = False) -> Any:
         host = HostCalls(job, self.limits.calls, serve)
-        state = None if job.seed is None else random.getstate()
-        try:
+        with _guarded(job, host):
             fn = self._defined(job, host)
             if define_only:
                 return None
-            if job.seed is not None:
-                random.seed(job.seed)
+            _seed(job)
             value = fn(*job.args, **job.kwargs)
             if inspect.iscoroutine(value):
                 value = (served if serve is None else serve)(_same, (value,), {})
-        except BaseException as error:
-            host.check()
-            if not _candidates(error):
-                raise
-            _raised(job, error)
-        finally:
-            if state is not None:
-                random.setstate(state)
         host.check()
         return value
 
@@ -169,6 +150,27 @@ def filename(source: str, name: str) -> str:
     made = f"<generated {name}>"
     linecache.cache[made] = (len(source), None, source.splitlines(keepends=True), made)
     return made
+
+
+@contextmanager
+def _guarded(job: Job, host: HostCalls) -> Generator[None]:
+    """Run generated code: what it raises is the candidate's failure, and the process's chance is afterwards as it was."""
+    state = None if job.seed is None else random.getstate()
+    try:
+        yield
+    except BaseException as error:
+        host.check()
+        if not _candidates(error):
+            raise
+        _raised(job, error)
+    finally:
+        if state is not None:
+            random.setstate(state)
+
+
+def _seed(job: Job) -> None:
+    if job.seed is not None:
+        random.seed(job.seed)
 
 
 def _direct(fn: Callable[..., Any], host: HostCalls) -> Callable[..., Any]:

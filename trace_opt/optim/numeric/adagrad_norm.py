@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch  # noqa: TID253 # the class derives from one of torch's
 
+from trace_opt.optim.numeric.stepper import evaluated
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -41,10 +43,7 @@ class AdaGradNorm(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step on the gradients that the leaves hold."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         moved = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
         if moved:
             norm = self._norm([p.grad for _, p in moved])

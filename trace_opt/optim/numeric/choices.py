@@ -82,13 +82,7 @@ class Choices:
         return [self._point(places) for places in itertools.product(*sizes)]
 
     def _drawn(self, generator: torch.Generator) -> Point:
-        import torch
-
-        drawn = [
-            int(torch.multinomial(torch.softmax(logits.detach(), 0), 1, generator=generator))
-            for logits in self.logits.values()
-        ]
-        return self._point(drawn)
+        return self._point([int(score.sample(logits, 1, generator)) for logits in self.logits.values()])
 
     def _point(self, places: Sequence[int]) -> Point:
         named = dict(zip(self.listed, places, strict=True))

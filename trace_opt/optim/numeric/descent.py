@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from trace_opt.optim.numeric.choices import Choices
     from trace_opt.optim.numeric.stepper import Curvature
     from trace_opt.optim.numeric.surrogate import Expansion
-    from trace_opt.optim.numeric.training import Training
+    from trace_opt.optim.numeric.training import SampledLoss, Training
 
 
 @dataclass(slots=True)
@@ -294,9 +294,7 @@ class Descent:
 
         if kind == "hessian":
             return sophia.hutchinson(_total(losses) / len(losses), self.moving, generator)
-        sampled = self.training.sampled_loss
-        if sampled is None:
-            raise ValueError("sophia-g needs sampled_loss=")
+        sampled = cast("SampledLoss", self.training.sampled_loss)  # Training refuses sophia-g without it
         drawn = [sampled(rollout.output, rollout.example, generator) for rollout in rollouts]
         return sophia.gauss_newton(_total(drawn) / len(drawn), self.moving, len(drawn))
 

@@ -9,14 +9,15 @@ arXiv 2411.07837, Algorithms 1 and 2.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import torch  # noqa: TID253 # the class derives from one of torch's
 
+from trace_opt.core.tensors import generator_of
 from trace_opt.errors import meant
+from trace_opt.optim.numeric.stepper import evaluated
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,10 +67,7 @@ class Frugal(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step on the gradients that the leaves hold."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         for i, group in enumerate(self.param_groups):
             taken = group.get("step", 0)
             group["step"] = taken + 1
@@ -138,7 +136,7 @@ def _part(kind: str, rho: float, grad: Tensor, seed: str) -> dict[str, Any]:
     if kind in ("columns", "rows"):
         count = columns if kind == "columns" else rows
         # a draw on the CPU is the same on every device
-        index = torch.randperm(count, generator=_generator(seed))[: int(count * rho)]
+        index = torch.randperm(count, generator=generator_of(seed))[: int(count * rho)]
         return {"index": index.sort().values.to(grad.device)}
     if kind == "entries":
         return {}
@@ -151,7 +149,7 @@ def _basis(kind: str, grad: Tensor, directions: int, seed: str) -> Tensor:
     linalg: Any = cast("Any", torch).linalg
     if kind == "svd":
         return linalg.svd(grad, full_matrices=False)[0][:, :directions].contiguous()
-    normal = torch.randn(len(grad), directions, generator=_generator(seed), dtype=torch.float64)
+    normal = torch.randn(len(grad), directions, generator=generator_of(seed), dtype=torch.float64)
     basis: Any = linalg.qr(normal)[0] if directions else normal
     return basis.to(grad.device, grad.dtype)
 
@@ -175,7 +173,7 @@ def _chosen(state: dict[str, Any], grad: Tensor, group: dict[str, Any], seed: st
     elif kind == "rows":
         update[state["index"]] = _adam(state, grad[state["index"]], group)
     else:
-        index = torch.randperm(grad.numel(), generator=_generator(seed))[: int(grad.numel() * group["rho"])]
+        index = torch.randperm(grad.numel(), generator=generator_of(seed))[: int(grad.numel() * group["rho"])]
         index = index.to(grad.device)
         update.view(-1)[index] = _adam(state, grad.reshape(-1)[index], group)
     return update
@@ -198,7 +196,7 @@ def _blocks(group: dict[str, Any], i: int, epoch: int, count: int) -> set[int]:
     size = round(count * group["rho"])
     order = group["projection"].removeprefix("blocks").removeprefix("-")
     if not order:
-        drawn: Any = torch.randperm(count, generator=_generator(f"{group['seed']}/{i}/{epoch}"))
+        drawn: Any = torch.randperm(count, generator=generator_of(f"{group['seed']}/{i}/{epoch}"))
         return set(drawn[:size].tolist())
     places: list[int] = list(range(count))
     if order == "descending":
@@ -211,12 +209,6 @@ def _blocks(group: dict[str, Any], i: int, epoch: int, count: int) -> set[int]:
         found.add(places[turn % len(places)])
         turn += 1
     return found
-
-
-def _generator(seed: str) -> torch.Generator:
-    """Chance that follows from a text, so that nothing of it has to be kept."""
-    digest = hashlib.sha256(seed.encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 def _check(group: dict[str, Any]) -> None:

@@ -6,15 +6,14 @@ one torch step on the gradients that `backward` collected.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
-from trace_opt.core.codec import canonical, content_hash
 from trace_opt.core.parameter import Parameter, is_tensor
 from trace_opt.core.rollout import Rollouts
 from trace_opt.errors import TraceError
 from trace_opt.optim.base import Optimizer, Outcome, Proposal, Trial
+from trace_opt.optim.numeric.kept import SHRINK, PhaseStates
 from trace_opt.optim.numeric.training import Options, Training
 
 if TYPE_CHECKING:
@@ -22,9 +21,6 @@ if TYPE_CHECKING:
 
     from trace_opt.optim.numeric.registry import Stepper
     from trace_opt.optim.numeric.schedules import Refined
-
-_MOST_KEPT = 8
-_SHRINK = 0.5
 
 
 class Gradient(Optimizer):
@@ -52,9 +48,7 @@ class Gradient(Optimizer):
         super().__init__()
         self.training = Training.of(optimizer, lr, schedule, options)
         self._check()
-        self._states: dict[str, dict[str, Any]] = {}
-        self._waiting: dict[str, dict[str, Any]] = {}
-        self._dropped: dict[str, int] = {}
+        self._kept = PhaseStates()
         self._hand: tuple[dict[str, torch.Tensor], Stepper] | None = None
 
     def _check(self) -> None:
@@ -88,43 +82,34 @@ class Gradient(Optimizer):
             return self._stepped(parameters)
         from trace_opt.optim.numeric.phase import Phase, Progress
 
-        key = key_of({p.name: p.value for p in parameters})
-        kept = self._states.get(key)
+        key = self._kept.key({p.name: p.value for p in parameters})
+        kept = self._kept.get(key)
         progress = Progress() if kept is None else Progress.load(kept)
-        phase = Phase(self.training, parameters, rollouts, progress, _SHRINK ** self._dropped.get(key, 0))
+        phase = Phase(self.training, parameters, rollouts, progress, SHRINK ** self._kept.dropped(key))
         if phase.steps == 0:
             return Proposal(reason=f"all {self.training.total_steps} steps are done")
         await phase.run()
         values = phase.values()
-        made = key_of({p.name: values[p.name] for p in parameters})
+        made = self._kept.key({p.name: values[p.name] for p in parameters})
         if made == key:
             return Proposal(reason="the phase changed nothing")
-        self._waiting[made] = phase.progress.dump()
-        return Proposal(values, self._said(phase), self._notes(phase, key, made), phase=True)
+        notes = {**self._notes(phase), **self._kept.wait(key, made, phase.progress.dump())}
+        return Proposal(values, self._said(phase), notes, phase=True)
 
     def _said(self, phase: Any) -> str:
         failed = f", {phase.failed} training rollouts failed" if phase.failed else ""
         ended = f"; {phase.ended}" if phase.ended else ""
         return f"{phase.done} steps of {self.training.optimizer}{failed}{ended}"
 
-    def _notes(self, phase: Any, key: str, made: str) -> dict[str, Any]:
+    def _notes(self, phase: Any) -> dict[str, Any]:
         notes: dict[str, Any] = {"steps": phase.done, "total": phase.progress.steps, "failed": phase.failed}
         if self.training.record_norms:
             notes["norms"] = phase.progress.norms[-phase.done :]
-        return {**notes, "from": key, "to": made}
+        return notes
 
     def observe(self, proposal: Proposal, outcome: Outcome) -> None:
         """Keep the optimizer's state of a phase that is built on; forget that of one that was dropped."""
-        made, base = proposal.notes.get("to"), proposal.notes.get("from")
-        if made is None or base is None:
-            return
-        state = self._waiting.pop(made, None)
-        if outcome.accepted and state is not None:
-            self._states[made] = state
-            for old in list(self._states)[:-_MOST_KEPT]:
-                del self._states[old]
-        elif not outcome.accepted:
-            self._dropped[base] = self._dropped.get(base, 0) + 1
+        self._kept.observe(proposal, outcome)
 
     # -- by hand -----------------------------------------------------------------------------------------------------
 
@@ -166,26 +151,8 @@ class Gradient(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's state of each phase that was built on or waits for its verdict."""
-        return {"states": dict(self._states), "pending": dict(self._waiting), "dropped": dict(self._dropped)}
+        return self._kept.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        self._states = dict(state["states"])
-        self._waiting = dict(state["pending"])
-        self._dropped = dict(state["dropped"])
-
-
-def key_of(values: Mapping[str, Any]) -> str:
-    """A hash of values, tensors by their bytes: what a state is found by."""
-    import torch
-
-    found = hashlib.sha256()
-    for name, value in sorted(values.items()):
-        found.update(f"{name}\n".encode())
-        if is_tensor(value) and value.layout is torch.strided:
-            data = value.detach().cpu().contiguous()
-            found.update(f"{data.dtype}{tuple(data.shape)}\n".encode())
-            found.update(data.reshape(-1).view(torch.uint8).numpy().data if data.numel() else b"")
-        else:
-            found.update(content_hash(canonical(value)).encode())
-    return found.hexdigest()
+        self._kept.load_state_dict(state)

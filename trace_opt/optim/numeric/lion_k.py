@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch  # noqa: TID253 # the class derives from one of torch's
 
 from trace_opt.errors import meant
+from trace_opt.optim.numeric.stepper import evaluated
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,10 +61,7 @@ class LionK(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step on the gradients that the leaves hold."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         for group in self.param_groups:
             direction = _DIRECTIONS[group["constraint"]]
             for p in group["params"]:

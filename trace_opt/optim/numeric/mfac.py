@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch  # noqa: TID253 # the class derives from one of torch's
 
+from trace_opt.optim.numeric.stepper import evaluated
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -57,10 +59,7 @@ class MFAC(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step on the gradients that the leaves hold; where none has one, nothing happens."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         if all(p.grad is None for p in self._leaves):
             return loss
         gradient = self._flat()

@@ -7,14 +7,14 @@ committed at any step, and a resumed one goes on from there bit for bit: minibat
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from trace_opt.core.neural import phase_copies
+from trace_opt.core.neural import buffers_of, phase_copies
 from trace_opt.core.rollout import Rollouts
+from trace_opt.core.tensors import generator_of
 from trace_opt.errors import BudgetError
 from trace_opt.optim.numeric import registry
 from trace_opt.optim.numeric.choices import Choices
@@ -102,7 +102,7 @@ class Phase:
             name: leaf(p.value if saved is None else saved["values"][name], training.device, p.value)
             for name, p in self.tensors.items()
         }
-        self._homes = {name: copy.device for name, copy in phase_copies(self.tensors.values()).items()}
+        self._homes = {buffer.name: buffer.initial.device for buffer in buffers_of(self.tensors.values())}
         self._bounded = [
             (p.constraint, self.leaves[name]) for name, p in self.tensors.items() if p.constraint is not None
         ]
@@ -190,7 +190,11 @@ class Phase:
         else:
             rows = self._growth is not None and self._growth.tests(progress.steps, progress.batch)
             curvature = stepper.curvature if stepper.wants_curvature(progress.steps) else "none"
-            generator = self._generator() if self.choices is not None or curvature != "none" else None
+            generator = (
+                generator_of(f"{self._rollouts.seed}/{progress.steps}")
+                if self.choices is not None or curvature != "none"
+                else None
+            )
             found = await self._descent.minibatch(examples, progress.steps, generator, rows=rows, curvature=curvature)
             if found.ran:
                 self._clip()
@@ -269,13 +273,6 @@ class Phase:
                 yield batch
             progress.epoch += 1
             progress.position = 0
-
-    def _generator(self) -> torch.Generator:
-        """The chance of one step."""
-        import torch
-
-        text = f"{self._rollouts.seed}/{self.progress.steps}"
-        return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))
 
     # -- its end -----------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from trace_opt.core.rollout import Rollouts
 from trace_opt.errors import BudgetError, TraceError
 from trace_opt.optim.base import Optimizer, Outcome, Proposal
-from trace_opt.optim.numeric.gradient import key_of
+from trace_opt.optim.numeric.kept import SHRINK, PhaseStates
 from trace_opt.optim.numeric.live import Flat, Point, Workflow, flat_of
 from trace_opt.optim.numeric.solvers import norm
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from trace_opt.core.parameter import Parameter
 
-_MOST_KEPT = 8
-_SHRINK = 0.5
 _FARTHEST = 1e9
 _MOST_HALVINGS = 10
 
@@ -89,9 +87,7 @@ class Phases(Optimizer):
             if isinstance(value, bool) or value < 1:
                 raise ValueError(f"{type(self).__name__} got {name}={value!r}; give a whole number of at least 1")
         self.steps, self.checkpoint_every = steps, checkpoint_every
-        self._states: dict[str, Mapping[str, Any]] = {}
-        self._running: dict[str, Mapping[str, Any]] = {}
-        self._dropped: dict[str, int] = {}
+        self._kept = PhaseStates()
 
     @abstractmethod
     def handles(self, parameter: Parameter[Any]) -> bool:
@@ -105,60 +101,42 @@ class Phases(Optimizer):
                 f"{name}.step() was called, but it has to run the workflow at points of its own; pass it to optimize("
                 "optimizers=[...]) instead"
             )
-        key = key_of({p.name: p.value for p in parameters})
-        dropped = self._dropped.get(key, 0)
+        key = self._kept.key({p.name: p.value for p in parameters})
+        dropped = self._kept.dropped(key)
         if work.scale is not None:
-            work.scale = _SHRINK**dropped
+            work.scale = SHRINK**dropped
         elif dropped:
             return Proposal(reason=f"the phase of {name} from here was dropped, and would be the same again")
         phase = _Phase(self, flat_of(parameters), rollouts, work)
-        now = await phase.run(self._states.get(key))
+        now = await phase.run(self._kept.get(key))
         if phase.diverged:
             said = "give smaller step sizes" if work.scale is not None else "start elsewhere"
             return Proposal(
                 reason=f"{name} diverged in step {phase.done + 1} of a phase, whatever its step sizes; {said}"
             )
         values = phase.flat.split(work.vector(now))
-        made = key_of(values)
+        made = self._kept.key(values)
         said = f"{phase.done} steps of {name}"
         said += f", {phase.points.failed} training rollouts failed" if phase.points.failed else ""
         said += f", at {work.scale:.3g} of its step sizes" if phase.halvings else ""
         said += f"; {phase.ended}" if phase.ended else ""
         if made == key:
             return Proposal(reason=f"{said}; nothing changed")
-        self._running[made] = work.dump(now)
-        notes = {
-            "steps": phase.done,
-            "failed": phase.points.failed,
-            "scale": work.scale,
-            **work.notes(now),
-            "from": key,
-            "to": made,
-        }
+        notes: dict[str, Any] = {"steps": phase.done, "failed": phase.points.failed, "scale": work.scale}
+        notes |= work.notes(now) | self._kept.wait(key, made, work.dump(now))
         return Proposal(values, said, notes, phase=True)
 
     def observe(self, proposal: Proposal, outcome: Outcome) -> None:
         """Keep the state of a phase that is built on; forget that of one that was dropped."""
-        made, base = proposal.notes.get("to"), proposal.notes.get("from")
-        if made is None or base is None:
-            return
-        state = self._running.pop(made, None)
-        if not outcome.accepted:
-            self._dropped[base] = self._dropped.get(base, 0) + 1
-        elif state is not None:
-            self._states[made] = state
-            for old in list(self._states)[:-_MOST_KEPT]:
-                del self._states[old]
+        self._kept.observe(proposal, outcome)
 
     def state_dict(self) -> dict[str, Any]:
         """The state of each phase that was built on or waits for its verdict."""
-        return {"states": dict(self._states), "running": dict(self._running), "dropped": dict(self._dropped)}
+        return self._kept.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        self._states = dict(state["states"])
-        self._running = dict(state["running"])
-        self._dropped = dict(state["dropped"])
+        self._kept.load_state_dict(state)
 
 
 class _Phase:
@@ -191,7 +169,7 @@ class _Phase:
             self.halvings = saved["halvings"]
         now = await self._steps(kept if saved is None else saved["now"])
         while self.diverged and work.scale is not None and self.halvings < _MOST_HALVINGS:
-            work.scale *= _SHRINK
+            work.scale *= SHRINK
             self.halvings += 1
             self.done, self.diverged = 0, False
             now = await self._steps(kept)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch  # noqa: TID253 # the class derives from one of torch's
 
+from trace_opt.optim.numeric.stepper import evaluated
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -103,10 +105,7 @@ class SophiaG(torch.optim.Optimizer):
             closure: Computes the loss again; not needed.
             hessian: An estimate for each leaf in the order of the groups, on steps that renew the curvature.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         estimates = None if hessian is None else iter(hessian)
         for group in self.param_groups:
             for p in group["params"]:

@@ -161,6 +161,16 @@ class Stepper:
         return sum(found.values())
 
 
+def evaluated(closure: Callable[[], Any] | None) -> Any:
+    """What torch's optimizers do with a closure: the loss that it computes again, under grad; None without one."""
+    if closure is None:
+        return None
+    import torch
+
+    with torch.enable_grad():
+        return closure()
+
+
 def _unprofiled(optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
     """An optimizer's step without the wrapper by which torch tells its profiler: a tenth of a small training step."""
     step: Any = type(optimizer).step
