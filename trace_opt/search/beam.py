@@ -11,16 +11,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from trace_opt.errors import ProblemError
+from trace_opt.search.comparing import BLOCK, mean_on
 from trace_opt.search.gate import Gate
-from trace_opt.search.greedy import Greedy
 from trace_opt.search.guards import Guards, Recited
-from trace_opt.search.judging import Judge, Tested, mean_on, prepare, refuse
+from trace_opt.search.judging import Judge, Tested, prepare, refuse
+from trace_opt.search.racing import race
 
 if TYPE_CHECKING:
     from trace_opt.search.candidate import Candidate
     from trace_opt.search.session import Session
-
-_BLOCK = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +40,7 @@ class Beam:
     beam: int = 4
     proposals: int = 1
     minibatch: int = 4
-    gate: Gate = field(default_factory=lambda: Gate.search(block=_BLOCK))
+    gate: Gate = field(default_factory=lambda: Gate.search(block=BLOCK))
     guards: Guards | None = field(default_factory=Guards)
 
     def __post_init__(self) -> None:
@@ -65,7 +64,7 @@ class Beam:
     async def run(self, session: Session, raced: Mapping[str, Sequence[Any]]) -> str:
         """See `Search.run`."""
         if session.step < 0:
-            await Greedy()._race(session, raced)
+            await race(session, raced, gate=Gate.search(block=BLOCK))
         data = session.bench.data
         known = None if self.guards is None else self.guards.phrases([data.examples[n] for n in data.train])
         await prepare(session, session.order)

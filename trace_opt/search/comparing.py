@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
+from trace_opt.search import statistics
 from trace_opt.search.gate import Comparison, Gate, Verdict, trial_order
 from trace_opt.search.measures import result
 from trace_opt.search.splits import rollout_seed
@@ -17,6 +18,10 @@ from trace_opt.search.splits import rollout_seed
 if TYPE_CHECKING:
     from trace_opt.search.candidate import Attempt, Candidate
     from trace_opt.search.session import Session
+
+
+BLOCK = 4
+"""Validation examples between two looks of the gate; run on both sides at once, they keep the default concurrency busy."""
 
 
 @dataclass(slots=True, eq=False)
@@ -94,3 +99,8 @@ async def compared(
     for attempt, duel in duels:
         session.compare(attempt, duel.seen, incumbent)
     return [duel.verdict for _, duel in duels]
+
+
+def mean_on(session: Session, candidate: Candidate, numbers: Sequence[int]) -> float:
+    """A candidate's mean score on examples that it was run on."""
+    return statistics.mean(candidate.on(numbers), session.bench.floor)

@@ -7,26 +7,19 @@ comparisons that it stands as the incumbent, and what is saved buys further cand
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from trace_opt.errors import BudgetError, ProblemError
-from trace_opt.optim.base import Proposal
-from trace_opt.search import statistics
 from trace_opt.search.candidate import Attempt, Candidate
-from trace_opt.search.comparing import compared
+from trace_opt.search.comparing import BLOCK, compared
 from trace_opt.search.gate import Gate
+from trace_opt.search.racing import RUNGS, race
 
 if TYPE_CHECKING:
     from trace_opt.search.gate import Verdict
     from trace_opt.search.session import Session
-
-_MOST_RACED = 1000
-
-BLOCK = 4
-"""Validation examples between two looks of the gate; run on both sides at once, they keep the default concurrency busy."""
 
 
 class Search(Protocol):
@@ -86,7 +79,7 @@ class Greedy:
 
     width: int = 1
     minibatch: int = 8
-    rungs: tuple[int | None, ...] = (24, 96, None)
+    rungs: tuple[int | None, ...] = RUNGS
     gate: Gate | None = field(default_factory=lambda: Gate.search(block=BLOCK))
 
     def __post_init__(self) -> None:
@@ -112,7 +105,7 @@ class Greedy:
     async def run(self, session: Session, raced: Mapping[str, Sequence[Any]]) -> str:
         """See `Search.run`."""
         if session.step < 0:
-            await self._race(session, raced)
+            await race(session, raced, gate=self.gate, rungs=self.rungs)
         await session.confirm_target()
         while (why := session.why_stop()) is None:
             attempts = await session.propose(self.width)
@@ -165,77 +158,7 @@ class Greedy:
             session.compare(attempt, numbers)
         attempt.verdict = f"dropped: the same values as candidate {known.id}"
 
-    async def _race(self, session: Session, raced: Mapping[str, Sequence[Any]]) -> None:
-        """Try all combinations of some values at the first rung, and the best quarter of them at each later one."""
-        attempts = self._combinations(session, raced)
-        session.step = 0
-        if not attempts:
-            return
-        for _ in attempts:
-            session.bench.ledger.take_trial()
-        session.attempts.extend(attempts)
-        racing = [session.start, *(c for attempt in attempts if (c := attempt.candidate) is not None)]
-        total = len(session.order)
-        for stop in sorted({min(total, rung) for rung in self.rungs if rung is not None} | {total}):
-            numbers = session.order[:stop]
-            await session.bench.score([(candidate, numbers) for candidate in racing], "race")
-            ranked = sorted(racing, key=lambda c, on=numbers: -_mean(session, c, on))
-            self._note(session, attempts, ranked, numbers)
-            racing = ranked[: -(-len(ranked) // 4)]
-        winner = next((a for a in attempts if a.candidate is racing[0]), None)
-        if winner is not None and self.gate is not None:
-            # it was run on all examples to win, so one look at all of them costs nothing and shows the most
-            [verdict] = await compared(session, [(winner, replace(self.gate, gamma=0.0, block=total))])
-            if verdict.accepted:
-                session.accept(winner, f"accepted: won the race of {len(attempts) + 1}, {verdict}")
-                await session.show()
-            else:
-                winner.verdict = f"dropped: won the race of {len(attempts) + 1}, but {verdict}"
-        session.conclude(attempts)
-
-    @staticmethod
-    def _note(
-        session: Session, attempts: Sequence[Attempt], ranked: Sequence[Candidate], numbers: Sequence[int]
-    ) -> None:
-        places = {candidate.id: place for place, candidate in enumerate(ranked, 1)}
-        for attempt in attempts:
-            if attempt.candidate is not None and attempt.candidate.id in places:
-                session.compare(attempt, numbers, session.start)
-                place = places[attempt.candidate.id]
-                attempt.verdict = f"raced: place {place} of {len(ranked)} after {len(numbers)} examples"
-
-    @staticmethod
-    def _combinations(session: Session, raced: Mapping[str, Sequence[Any]]) -> list[Attempt]:
-        """An attempt for every combination but the start's.
-
-        Raises:
-            ProblemError: there are too many.
-        """
-        count = 1
-        for values in raced.values():
-            count *= len(values)
-        if count > _MOST_RACED:
-            raise ProblemError(f"race has {count} combinations; name fewer parameters, at most {_MOST_RACED} are tried")
-        start = session.start
-        attempts: list[Attempt] = []
-        for chosen in itertools.product(*raced.values()) if raced else ():
-            values = {**start.values, **dict(zip(raced, chosen, strict=True))}
-            if session.key_of(values) == start.key:
-                continue
-            changed = {
-                n: v for n, v in values.items() if session.key_of({n: v}) != session.key_of({n: start.values[n]})
-            }
-            number = len(attempts) + 1
-            attempt = Attempt(number, 0, number - 1, None, "race", start, Proposal(changed, "a combination raced"))
-            session.put(attempt, values)
-            attempts.append(attempt)
-        return attempts
-
 
 def _passes(verdict: Verdict, *, phase: bool) -> bool:
     """Whether the search builds on it: what training ended at is kept unless it is worse."""
     return verdict.outcome != "worse" if phase else verdict.accepted
-
-
-def _mean(session: Session, candidate: Candidate, numbers: Sequence[int]) -> float:
-    return statistics.mean(candidate.on(numbers), session.bench.floor)

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from trace_opt.search import statistics
 from trace_opt.search.comparing import Duel, fought
 from trace_opt.search.gate import Comparison, Gate, Verdict, trial_order
 from trace_opt.search.splits import rollout_seed
@@ -130,8 +129,3 @@ def refuse(session: Session, attempts: Sequence[Attempt], guards: Guards | None,
                 attempt.proposal = replace(attempt.proposal, notes={**attempt.proposal.notes, "refused": why})
                 attempt.verdict = f"not allowed: {why}"
                 break
-
-
-def mean_on(session: Session, candidate: Candidate, numbers: Sequence[int]) -> float:
-    """A candidate's mean score on examples that it was run on."""
-    return statistics.mean(candidate.on(numbers), session.bench.floor)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from trace_opt.core.rollout import Cost, Rollout
@@ -28,7 +29,7 @@ class More:
         part: Names the proposal in the store.
         saved: What an earlier session kept of it.
         seed: The proposal's; orders its epochs.
-        test: What testing the proposal will take, in cost and rollouts: kept from what it spends on rollouts.
+        test: Gives what testing the proposal will take, in cost and rollouts: kept from what it spends on rollouts.
 
     Attributes:
         accounts: What is not yet booked.
@@ -36,10 +37,10 @@ class More:
 
     def __init__(
         self, bench: Bench, keeper: Keeper, base: Mapping[str, Any], account: Account, part: str,
-        saved: Mapping[str, Any] | None, seed: int, test: tuple[Cost, int],
+        saved: Mapping[str, Any] | None, seed: int, test: Callable[[], tuple[Cost, int]],
     ) -> None:  # fmt: skip
         self._seed = seed
-        self._test = test
+        self._tested = test
         self.saved = saved
         self.batches = bench.data.batches
         self.accounts: list[Account] = [account]
@@ -50,6 +51,11 @@ class More:
         self._part = part
         self._kept = saved is not None
         self._stream: torch.Tensor | None = None  # where torch's own stream stood before training
+
+    @cached_property
+    def _test(self) -> tuple[Cost, int]:
+        # most proposals run nothing, and adding up what the start cost takes as long as its examples are many
+        return self._tested()
 
     async def run(
         self, points: Sequence[Mapping[str, Any]], examples: Sequence[Any], *, grad: bool, repeat: int,

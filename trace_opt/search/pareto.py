@@ -20,14 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 from trace_opt.errors import ProblemError
 from trace_opt.optim.base import Optimizer, Proposal
+from trace_opt.search.comparing import BLOCK, mean_on
 from trace_opt.search.credit import Bandit, suspicion
 from trace_opt.search.front import Front
 from trace_opt.search.gate import Gate
-from trace_opt.search.greedy import Greedy
 from trace_opt.search.guards import Guards
-from trace_opt.search.judging import Judge, Tested, mean_on, prepare, refuse
+from trace_opt.search.judging import Judge, Tested, prepare, refuse
 from trace_opt.search.merge import Merge, Merger
 from trace_opt.search.objectives import MEASURED, Measured, floors, means, measured
+from trace_opt.search.racing import race
 
 if TYPE_CHECKING:
     from trace_opt.core.parameter import Parameter
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 MERGE = "Merge"
 """What stands for the optimizer where two candidates were merged."""
 
-_BLOCK = 4
 _SHARE_ALONE = 0.1
 _LEAST_ALONE = 2
 _SHARE_BEST = 0.75
@@ -72,7 +72,7 @@ class Pareto:
     proposals: int = 1
     minibatch: int = 4
     front: int | None = None
-    gate: Gate = field(default_factory=lambda: Gate.search(block=_BLOCK))
+    gate: Gate = field(default_factory=lambda: Gate.search(block=BLOCK))
     merge: bool = True
     credit: bool = True
     objectives: tuple[Measured, ...] = ()
@@ -107,7 +107,7 @@ class Pareto:
     async def run(self, session: Session, raced: Mapping[str, Sequence[Any]]) -> str:
         """See `Search.run`."""
         if session.step < 0:
-            await Greedy()._race(session, raced)
+            await race(session, raced, gate=Gate.search(block=BLOCK))
         await prepare(session, session.order[: self.size(len(session.order))])
         evolution = Evolution(self, session)
         await session.confirm_target()

@@ -8,27 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trace_opt.core.codec import decode, encode, values_hash
-from trace_opt.core.context import in_force
-from trace_opt.core.neural import trained_with
 from trace_opt.core.parameter import Parameter
-from trace_opt.core.rollout import Cost, Rollout, Rollouts
-from trace_opt.errors import BudgetError, LLMError, ReplyError
-from trace_opt.llm.meter import charging
+from trace_opt.errors import BudgetError
 from trace_opt.optim.base import Optimizer, Outcome, Proposal, Trial
 from trace_opt.search import statistics
-from trace_opt.search.bench import LONG_S, Bench
+from trace_opt.search.asking import Asked, Asking, Focus
+from trace_opt.search.bench import Bench
 from trace_opt.search.candidate import Attempt, Candidate, Score, record_of
 from trace_opt.search.gate import Measure
 from trace_opt.search.keeping import Keeper
-from trace_opt.search.more import More
 from trace_opt.search.options import Event
-from trace_opt.search.splits import rollout_seed
 from trace_opt.search.statistics import Paired
 from trace_opt.store.records import TrialRecord
 
@@ -38,12 +32,7 @@ if TYPE_CHECKING:
     from trace_opt.store.store import Saved
     from trace_opt.store.writer import Writer
 
-    Focus = Callable[[int, Optimizer, list[Parameter[Any]], Sequence[Rollout]], list[Parameter[Any]]]
-    """Which of an optimizer's parameters to ask it about: of a slot, with the rollouts it will see."""
-
 UNJUDGED = "the budget was spent before it was judged"
-
-_MOST_FAILURES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,17 +93,13 @@ class Session:
         self.step = -1
         self.strategy: dict[str, Any] = {}
         self._by_key = {start.key: start}
-        self._minibatch = minibatch
         self._tests = tests
-        self._saved: Mapping[str, Any] = {}
         self._goals = goals
         self.keeper = Keeper(bench, self.parameters, self.optimizers, writer)
-        self._train = tuple(bench.data.examples[n] for n in bench.data.train)
         self._idle = 0
-        self._failures = 0
         self._since = 0
         self._resumed: dict[tuple[int, int], Attempt] = {}
-        self._turn_of = sorted(set(owned.values()))
+        self._asking = Asking(self, minibatch, tests=tests)
         self._left: Mapping[int, Mapping[tuple[int, int], Score]] = {}
         self._round = 0
         self._settled: tuple[Candidate, tuple[int, ...]] | None = (
@@ -135,11 +120,11 @@ class Session:
             return f"the target of {target:g} is reached"
         if patience is not None and self._since >= patience:
             return f"no trial was accepted among the last {self._since}"
-        if self._idle >= max(3, len(self._turn_of)):
+        if self._idle >= max(3, len(self._asking.turn_of)):
             return "no optimizer has anything left to propose"
         if not self.bench.ledger.may_try():
             return f"the budget of {self.bench.ledger.budget.trials} trials is spent"
-        if not self._turn_of:
+        if not self._asking.turn_of:
             return "every parameter is frozen"
         return None
 
@@ -215,11 +200,10 @@ class Session:
         slots = range(max(0, left))
         first = self.attempts[-1].number + 1 if self.attempts else 1
         bases = [parents[slot] if parents else self.incumbent for slot in slots]
-        await self._minibatches(
-            [(base, slot) for base, slot in zip(bases, slots, strict=True) if (step, slot) not in self._resumed], step
-        )
-        asked = [self._one(step, slot, first + slot, bases[slot], focus) for slot in slots]
-        results = await asyncio.gather(*asked, return_exceptions=True)
+        asked = [Asked(step, slot, first + slot, bases[slot]) for slot in slots]
+        fresh = [one for one in asked if (step, one.slot) not in self._resumed]
+        await self._asking.minibatches(fresh)
+        results = await asyncio.gather(*(self._attempt(one, focus) for one in asked), return_exceptions=True)
         attempts = [result for result in results if isinstance(result, Attempt)]
         self.attempts.extend(attempts)
         for result in results:
@@ -252,127 +236,9 @@ class Session:
         self._idle = 0
         return attempt
 
-    async def _minibatches(self, slots: Sequence[tuple[Candidate, int]], step: int) -> None:
-        wanted = [(base, self._numbers(step, slot)) for base, slot in slots if _wants_rollouts(self._first(step, slot))]
-        if wanted:
-            await self.bench.rollouts(wanted, "minibatch")
-
-    def _numbers(self, step: int, slot: int) -> tuple[int, ...]:
-        return self.bench.data.minibatch(self.bench.seed, step, slot, self._minibatch)
-
-    def _turns(self, step: int, slot: int) -> list[Optimizer]:
-        """The optimizers in the order in which they are asked: they take turns."""
-        count = len(self._turn_of)
-        shift = (step - 1 + slot) % count
-        return [self.optimizers[i] for i in self._turn_of[shift:] + self._turn_of[:shift]]
-
-    def _first(self, step: int, slot: int) -> Optimizer:
-        return self._turns(step, slot)[0]
-
-    async def _one(
-        self, step: int, slot: int, number: int, base: Candidate, focus: Focus | None
-    ) -> Attempt | None:  # fmt: skip
-        """One proposal as an attempt: the first optimizer in turn that has something to propose."""
-        resumed = self._resumed.get((step, slot))
-        if resumed is not None:
-            return resumed
-        for optimizer in self._turns(step, slot):
-            attempt = await self._ask(optimizer, step, slot, number, base, focus)
-            if attempt is not None:
-                return attempt
-        return None
-
-    async def _ask(
-        self, optimizer: Optimizer, step: int, slot: int, number: int, base: Candidate, focus: Focus | None
-    ) -> Attempt | None:
-        name = type(optimizer).__name__
-        seed = rollout_seed(self.bench.seed, f"proposal/{step}/{slot}")
-        self._tell("proposing", f"step {step}: asking {name}", step=step, optimizer=name)
-        items: list[Rollout] = []
-        if _wants_rollouts(optimizer):
-            numbers = self._numbers(step, slot)
-            await self.bench.rollouts([(base, numbers)], "minibatch")
-            items = [base.kept[n] for n in numbers]
-        account = self.bench.ledger.account("optimizer", f"proposal {number} by {name}")
-        place = self._turn_of.index(self.optimizers.index(optimizer))
-        part = f"proposal {step}/{slot}/{place}"
-        more = More(self.bench, self.keeper, base.values, account, part, self._saved.get(part), seed, self._test())
-        rollouts = Rollouts(items, train=self._train, seed=seed, runner=more)
-        mine = [p for p in self.parameters.values() if self._owner(p) is optimizer]
-        mine = focus(slot, optimizer, mine, items) if focus is not None else mine
-        began = time.monotonic()
-        verdict = ""
-        try:
-            with charging(account), in_force(base.values, seed):
-                proposal = await optimizer.propose(mine, rollouts, tuple(self.history))
-            self._failures = 0
-        except (ReplyError, LLMError) as error:
-            proposal, verdict = Proposal(reason=str(error)), self._failure(error)
-        finally:
-            more.end()
-        attempt = self._attempt(optimizer, base, proposal, number, step, slot, verdict)
-        more.forget()
-        self.keeper.book(attempt, optimizer, more.accounts, now=time.monotonic() - began >= LONG_S)
-        more.land()
-        return attempt
-
-    def _test(self) -> tuple[Cost, int]:
-        """What testing one proposal takes, by what the start cost: its cost and rollouts."""
-        if not self._tests:
-            return Cost(), 0
-        total = sum((score.cost for score in self.start.scores.values()), Cost())
-        # of the incumbent only what it was not run on yet
-        count = 2 * len(self.order) - len(self.incumbent.known(self.order))
-        share = count / max(1, len(self.start.scores))
-        usd = None if total.usd is None else total.usd * share
-        calls, tokens_in, tokens_out = (math.ceil(n * share) for n in (total.calls, total.tokens_in, total.tokens_out))
-        return Cost(calls, tokens_in, tokens_out, usd), count * self.bench.draws.repeats
-
-    def _owner(self, parameter: Parameter[Any]) -> Optimizer | None:
-        place = self.owned.get(parameter.name)
-        return None if place is None else self.optimizers[place]
-
-    def _failure(self, error: ReplyError | LLMError) -> str:
-        """The verdict on a proposal that could not be had.
-
-        Raises:
-            LLMError: no later one will fare better, or several failed in a row.
-        """
-        if isinstance(error, LLMError):
-            self._failures += 1
-            if error.lasting or self._failures >= _MOST_FAILURES:
-                raise error
-        return f"no usable proposal: {error}"
-
-    def _attempt(
-        self, optimizer: Optimizer, base: Candidate, proposal: Proposal, number: int, step: int, slot: int, verdict: str
-    ) -> Attempt | None:  # fmt: skip
-        """A proposal as an attempt; None where it proposes nothing."""
-        if not proposal.values and not verdict:
-            return None
-        attempt = Attempt(number, step, slot, optimizer, type(optimizer).__name__, base, proposal, verdict=verdict)
-        objection = self._objection(proposal, optimizer)
-        if objection:
-            attempt.verdict, attempt.proposal = objection, replace(proposal, values={})
-        elif attempt.open:
-            self.put(attempt, {**base.values, **proposal.values})
-        return attempt
-
-    def _objection(self, proposal: Proposal, optimizer: Optimizer) -> str:
-        """What is wrong with the values proposed; "" where nothing is."""
-        for name, value in proposal.values.items():
-            parameter = self.parameters.get(name)
-            if parameter is None or not self._may_write(parameter, optimizer):
-                return f"not allowed: {type(optimizer).__name__} does not own a parameter {name!r}"
-            try:
-                parameter.check(value)
-            except ValueError as error:
-                return f"not allowed: {error}"
-        return ""
-
-    def _may_write(self, parameter: Parameter[Any], optimizer: Optimizer) -> bool:
-        """Whether an optimizer owns a parameter, or weights whose training writes that buffer."""
-        return any(self._owner(one) is optimizer for one in (parameter, *trained_with(parameter)))
+    async def _attempt(self, asked: Asked, focus: Focus | None) -> Attempt | None:
+        resumed = self._resumed.get((asked.step, asked.slot))
+        return resumed if resumed is not None else await self._asking.attempt(asked, focus)
 
     def put(self, attempt: Attempt, values: dict[str, Any], parents: Sequence[Candidate] = ()) -> None:
         """Make the candidate of an attempt, or find the one that has its values already."""
@@ -445,11 +311,12 @@ class Session:
         after = "-" if attempt.after is None else f"{attempt.after:.3f}"
         before = "-" if attempt.before is None else f"{attempt.before:.3f}"
         text = f"trial {attempt.number} ({attempt.optimizer}): {before} -> {after} on {attempt.n}, {attempt.verdict}"
-        self._tell("trial", text, trial=record, best=self.mean_of(self.incumbent))
+        self.tell("trial", text, trial=record, best=self.mean_of(self.incumbent))
         if self._goals.on_trial is not None:
             self._goals.on_trial(record)
 
-    def _tell(self, kind: Any, text: str, **data: Any) -> None:
+    def tell(self, kind: Any, text: str, **data: Any) -> None:
+        """Tell an event to whoever listens."""
         if self._goals.on_event is not None:
             self._goals.on_event(Event(kind, text, data))
 
@@ -458,7 +325,7 @@ class Session:
     def save(self) -> None:
         """Commit what happened since the last time, with the state to go on from."""
         state = {
-            "step": self.step, "incumbent": self.incumbent.id, "idle": self._idle, "failures": self._failures,
+            "step": self.step, "incumbent": self.incumbent.id, "idle": self._idle, "failures": self._asking.failures,
             "since": self._since, "lowest": encode(self.bench.lowest), "round": self._round, "settled": self._settle(),
             "strategy": self.strategy,
         }  # fmt: skip
@@ -479,7 +346,9 @@ class Session:
             scores: By candidate, then by example and repeat.
         """
         search = saved.states.get("search")
-        self._saved = {part: decode(state) for part, state in saved.states.items() if part.startswith("proposal ")}
+        self._asking.saved = {
+            part: decode(state) for part, state in saved.states.items() if part.startswith("proposal ")
+        }
         self._left = scores
         for row in saved.candidates:
             # a race that was cut short makes its candidates again, the same
@@ -488,7 +357,7 @@ class Session:
                 self.candidates[made.id] = self._by_key[made.key] = made
         if search is not None:
             self.step, self._idle, self._since = search["step"], search["idle"], search["since"]
-            self._failures, self.bench.lowest = search["failures"], decode(search["lowest"])
+            self._asking.failures, self.bench.lowest = search["failures"], decode(search["lowest"])
             self.incumbent = self.candidates[search["incumbent"]]
             self._round, settled = search["round"], search["settled"]
             self._settled = None if settled is None else (self.incumbent, tuple(settled))
@@ -503,8 +372,3 @@ class Session:
                 outcome = Outcome(attempt.before, attempt.after, attempt.accepted)
                 self.history.append(Trial(attempt.optimizer, attempt.base.values, attempt.proposal, outcome))
         self.keeper.load_states(saved.states)
-
-
-def _wants_rollouts(optimizer: Optimizer) -> bool:
-    """Whether an optimizer would read rollouts now; one that only searches says no with `wants_rollouts = False`."""
-    return bool(getattr(optimizer, "wants_rollouts", True))
