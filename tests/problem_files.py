@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
+from tests.loading import module_at
 from trace_opt.core.binding import bind
 from trace_opt.core.context import in_force
 from trace_opt.core.feedback import Feedback
@@ -24,12 +24,7 @@ def load(name: str, **options: str) -> Problem:
 @lru_cache(maxsize=32)
 def module_of(name: str) -> Any:
     """The file as a module: its optimum, its guide, its ops."""
-    spec = spec_from_file_location(f"module_of_{name}", FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at(FOLDER / f"{name}.py", f"module_of_{name}")
 
 
 def optimum(name: str) -> tuple[dict[str, Any], float]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.loading import module_at
 from trace_opt.core.code import diff
 from trace_opt.optim.patch import patched
 
@@ -63,12 +63,7 @@ def mended(cli: Any, tmp_path: Path) -> Path:
 
 
 def loaded(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(f"loaded_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at(path, f"loaded_{path.stem}")
 
 
 def test_the_diff_shown_is_the_diff_applied(cli: Any, mended: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.loading import module_at
 from trace_opt.core.code import capture, checked, contract_of
 from trace_opt.core.codefile import export
 from trace_opt.core.codewrite import rewritten
@@ -64,14 +64,8 @@ def loaded(tmp_path: Path) -> Iterator[Any]:
         name = f"written_{len(made)}_{tmp_path.name.replace('-', '_')}"
         path = tmp_path / f"{name}.py"
         path.write_text(text, encoding="utf-8")
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
         made.append(name)
-        spec.loader.exec_module(module)
-        return module
+        return module_at(path, name, listed=True)
 
     yield load
     for name in made:

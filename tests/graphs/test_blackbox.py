@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.loading import module_at
 from trace_opt.core.context import in_force
 from trace_opt.core.tracer import plain, record
 from trace_opt.problem import Problem, load_problem
@@ -23,12 +23,7 @@ D = torch.float64
 
 @lru_cache(maxsize=1)
 def module() -> Any:
-    spec = spec_from_file_location("blackbox_file", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    made = module_from_spec(spec)
-    spec.loader.exec_module(made)
-    return made
+    return module_at(FILE, "blackbox_file")
 
 
 def problem(name: str, **options: Any) -> Problem:

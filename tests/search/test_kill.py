@@ -1,6 +1,5 @@
 """A search that is killed and resumed ends as an uninterrupted one; the harness is the benchmark's, with a handful of kills."""
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.loading import module_at
 from trace_opt.store.store import Store
 
 HARNESS = Path(__file__).parents[2] / "benchmarks" / "kill_resume.py"
@@ -19,13 +19,7 @@ HARNESS = Path(__file__).parents[2] / "benchmarks" / "kill_resume.py"
 
 @lru_cache(maxsize=1)
 def harness() -> Any:
-    spec = importlib.util.spec_from_file_location("kill_resume_harness", HARNESS)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return module_at(HARNESS, "kill_resume_harness", listed=True)
 
 
 @pytest.fixture(scope="module")
