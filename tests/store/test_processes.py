@@ -16,6 +16,7 @@ import pytest
 
 from trace_opt.core.rollout import Cost
 from trace_opt.errors import StoreError
+from trace_opt.store import lease
 from trace_opt.store.rows import CandidateRow, MemoRow, RolloutRow, TrialRow
 from trace_opt.store.store import NewRun, Store
 
@@ -163,6 +164,19 @@ def test_a_heartbeat_holds_a_run_and_one_that_stops_loses_it_for_good(where: str
         assert "was taken over by another process" in write()
         writer.commit()
         writer.close("finished", "")
+
+
+def test_who_is_stopped_within_a_transaction_keeps_no_lock_beyond_its_lease(
+    postgres: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = postgres()
+    store, stuck = Store(where), Store(where)
+    store.begin(new_run()).close("interrupted", "")
+    monkeypatch.setattr(lease, "LEASE_S", 0.3)
+    with pytest.raises(StoreError, match="cannot be used"), stuck.database.writing() as connection:
+        connection.exec_driver_sql("SELECT * FROM runs FOR UPDATE")
+        store.reopen("last")[0].close("finished", "")
+    assert store.runs()[0].status == "finished"
 
 
 def _taken(store: Store, run: str, within: float) -> Any:

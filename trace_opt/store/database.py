@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from trace_opt.errors import StoreError
 from trace_opt.llm.cache import set_journal
+from trace_opt.store import lease
 from trace_opt.store.migrations import migrate
 from trace_opt.store.schema import VERSION, metadata
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 DEFAULT = Path(".trace_opt") / "runs.db"
 VARIABLE = "TRACE_OPT_STORE"
 
+_WAIT_MS = 5_000  # for another process's transaction
 _LOCK = 8_442_619_277  # any number, the same in every process that makes tables
 _NETWORK = ("nfs", "cifs", "smb", "9p", "fuse.sshfs", "afs", "lustre", "ceph", "glusterfs", "fuse.glusterfs")
 
@@ -152,7 +154,7 @@ class Database:
 
     def _sentence(self, error: Exception) -> str:
         text = str(getattr(error, "orig", None) or error).splitlines()[0][:120]
-        if "locked" in text:
+        if "locked" in text or "lock timeout" in text:
             return f"store {self.name!r} is locked by another process ({text}); try again, or stop that process"
         if "readonly" in text or "unable to open" in text:
             return f"store {self.name!r} cannot be opened or written ({text}); check the path and its permissions"
@@ -181,8 +183,7 @@ class Database:
             raise StoreError(
                 f"store {self.name!r} needs the module {error.name!r}; install trace-opt-framework[postgres]"
             ) from error
-        if self.is_sqlite:
-            self._tune(engine)
+        self._tune(engine)
         return engine
 
     def _make_folder(self, file: Path) -> None:
@@ -198,13 +199,22 @@ class Database:
 
         def on_connect(connection: Any, _: object) -> None:
             connection.isolation_level = None  # the driver must not begin transactions by itself
-            connection.execute("PRAGMA busy_timeout=5000")
+            connection.execute(f"PRAGMA busy_timeout={_WAIT_MS}")
             connection.execute(f"PRAGMA synchronous={self.synchronous}")
+
+        def on_connect_to_server(connection: Any, _: object) -> None:
+            # a process that is stopped or cut off within a transaction must not keep its locks beyond its lease
+            connection.execute(f"SET idle_in_transaction_session_timeout = {round(1000 * lease.LEASE_S)}")
+            connection.execute(f"SET lock_timeout = {_WAIT_MS}")
+            connection.commit()
 
         def on_begin(connection: sa.Connection) -> None:
             write = connection.get_execution_options().get("trace_opt_write")
             connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
+        if not self.is_sqlite:
+            event.listen(engine, "connect", on_connect_to_server)
+            return
         event.listen(engine, "connect", on_connect)
         event.listen(engine, "begin", on_begin)
 
