@@ -1,0 +1,1 @@
+"""Who learns in hindsight: policies, policy gradients, reflections over several attempts."""

@@ -1,0 +1,117 @@
+"""GRPO: completions of one prompt are judged against each other.
+
+Sources: Z. Shao et al. 2024, "DeepSeekMath", arXiv 2402.03300, section 4.1; its biases and their remedy, Z. Liu et al. 2025,
+arXiv 2503.20783. Dividing by a group's standard deviation weighs hard and easy prompts up, and the mean over a sequence
+punishes a long wrong answer less than a short one; the unbiased form does neither, and leaves a trajectory out of its own
+baseline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from trace_opt.refine.batch import all_equal, group_totals
+from trace_opt.refine.estimators.base import Estimator, Sample, Update, k3
+from trace_opt.refine.estimators.reinforce import Ascent
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trace_opt.refine.batch import Batch, Policy
+
+_SMALL = 1e-4  # added to a group's standard deviation
+
+
+class GRPO(Estimator):
+    """Group-relative policy optimization.
+
+    A group whose returns are all equal says nothing: it is left out before anything is computed of it.
+
+    Args:
+        policy: Its weights that require grad are moved.
+        lr: Learning rate.
+        unbiased: The form whose gradient is that of the expected return.
+        iterations: Steps on each sample; from the second on ratios are clipped.
+        epsilon: How far a probability's ratio may move before its gradient stops.
+        kl: Price of divergence from the reference: `k3` of each step, in the loss.
+        optimizer: A name of the numeric registry.
+        clip: The longest a gradient may be.
+    """
+
+    def __init__(
+        self, policy: Policy, *, lr: float, unbiased: bool = False, iterations: int = 1, epsilon: float = 0.2, kl: float = 0.0,
+        optimizer: str = "adamw", clip: float | None = 1.0,
+    ) -> None:  # fmt: skip
+        super().__init__(policy, baseline="leave-one-out" if unbiased else "none", kl=kl)
+        if iterations < 1:
+            raise ValueError(f"iterations is {iterations!r}; give at least 1")
+        if not 0 < epsilon < 1:
+            raise ValueError(f"epsilon is {epsilon!r}; give a number between 0 and 1")
+        self.unbiased, self.iterations, self.epsilon = unbiased, iterations, epsilon
+        self._ascent = Ascent(policy, lr=lr, optimizer=optimizer, schedule="constant", normalised=False, clip=clip)
+
+    def update(self, sample: Sample) -> Update:
+        """The steps on one sample."""
+        import torch
+
+        batch = sample.batch
+        if self.kl and batch.reference is None:
+            raise ValueError("kl is set, but the batch has no reference; give Batch(reference=...), or kl=0")
+        advantages = self.advantages(batch)
+        active = advantages != 0
+        said = self._said(batch, advantages[:, None], 0.0)
+        if not bool(active.any()):
+            self.updates += 1
+            return said
+        chosen, advantages = batch.rows(active), advantages[active]
+        before: Tensor | None = None
+        if self.iterations > 1:
+            with torch.no_grad():
+                before = self.policy.log_prob(chosen).detach()
+        norms: list[float] = []
+        for _ in range(self.iterations):
+            gradient = self._gradient_of(chosen, advantages, before, len(batch))
+            norms.append(self._ascent.step(gradient, self.updates))
+        self.updates += 1
+        return Update(said.mean, max(norms), said.used, said.kl)
+
+    def advantages(self, batch: Batch) -> Tensor:
+        """The advantage of each trajectory, shape `[n]`; exactly 0 in groups whose returns are all equal.
+
+        Raises:
+            ValueError: a group holds one trajectory.
+        """
+        returns = batch.returns
+        sums, sizes = group_totals(returns, batch.groups)
+        if bool((sizes < 2).any()):
+            alone = int(batch.groups[int((sizes < 2).nonzero()[0])])
+            raise ValueError(f"group {alone} holds one trajectory; sample at least two of each prompt")
+        expected = (sums - returns) / (sizes - 1) if self.unbiased else sums / sizes
+        squares, _ = group_totals((returns - sums / sizes) ** 2, batch.groups)
+        spread = (squares / (sizes - 1)).sqrt()
+        scale = 1.0 if self.unbiased else spread + _SMALL
+        return ((returns - expected) / scale).masked_fill(all_equal(returns, batch.groups), 0.0)
+
+    def _gradient_of(self, batch: Batch, advantages: Tensor, before: Tensor | None, n: int) -> list[Tensor]:
+        import torch
+
+        said = self.policy.log_prob(batch)
+        ratio = (said - (said.detach() if before is None else before)).exp()
+        bounded = ratio.clamp(1 - self.epsilon, 1 + self.epsilon)
+        gains = torch.minimum(ratio * advantages[:, None], bounded * advantages[:, None])
+        if self.kl and batch.reference is not None:
+            gains = gains - self.kl * k3(said, batch.reference)
+        gains = gains * batch.mask
+        if self.unbiased:
+            return self._grad(gains.sum() / (n * batch.mask.shape[1]))
+        return self._grad((gains.sum(1) / batch.mask.sum(1).clamp(min=1)).sum() / n)
+
+    def state_dict(self) -> dict[str, Any]:
+        """With the optimizer's state."""
+        return {**super().state_dict(), "ascent": self._ascent.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave, bit for bit."""
+        super().load_state_dict(state)
+        self._ascent.load_state_dict(state["ascent"])
