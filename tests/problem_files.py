@@ -24,7 +24,7 @@ def load(name: str, **options: str) -> Problem:
 @lru_cache(maxsize=32)
 def module_of(name: str) -> Any:
     """The file as a module: its optimum, its guide, its ops."""
-    return module_at(FOLDER / f"{name}.py", f"module_of_{name}")
+    return module_at(FOLDER / f"{name}.py", f"module_of_{name}", listed=True)
 
 
 def optimum(name: str) -> tuple[dict[str, Any], float]:

@@ -1,7 +1,7 @@
 """REINFORCE: step along the sampled gradient, as it is or normalised.
 
 Source: R. J. Williams 1992, "Simple statistical gradient-following algorithms for connectionist reinforcement learning".
-A normalised step takes most of what separates N-PG-IGT from REINFORCE (benchmarks/estimators.py), so it is here as well.
+A normalised step takes most of what separates N-PG-IGT from REINFORCE, so it is here as well.
 """
 
 from __future__ import annotations
