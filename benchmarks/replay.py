@@ -1,37 +1,33 @@
-"""Real model replies, recorded by others, through our parsers, guides, judge and sandbox: do we score them as they did?
+"""Real model replies, recorded by others, through our parsers, guides and judge: do we score them as they did?
 
-python benchmarks/replay.py FOLDER            half a minute, no network, no key
-python benchmarks/replay.py FOLDER --quick    an eighth of the code rows
+python benchmarks/replay.py FOLDER            some seconds, no network, no key
 
 FOLDER holds any of these files; those that it lacks are named in the result:
 
 - textgrad_mmlu_ml_gpt4o.json (zou-group/textgrad, MIT): 112 questions, five sampled GPT-4o answers each
 - gepa_aime_llm_cache.json, gepa_pupa_llm_cache.json (gepa-ai/gepa, MIT): answers, judge scores and reflections
-- textgrad_leetcode_runs.csv (zou-group/textgrad, MIT): generated code with the outcome of its tests
 
 Replies are first written as a capture file (what `trace-opt run --capture` writes), then whole evaluations run under
 `replay`, which answers from that file or fails; so recording, rollouts, guides, judge and reply parser are the real ones.
+Recorded programs and their tests are benchmarks/leetcode.py's.
 """
 
 from __future__ import annotations
 
 import ast
-import csv
 import json
 import re
 import sys
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from harness import save
 
 from trace_opt import Feedback, Parameter, connect, evaluate, trace
-from trace_opt.core.sandbox import Sandbox
-from trace_opt.core.sandbox.process import Process
-from trace_opt.errors import CodeError, LLMError, ReplyError
+from trace_opt.errors import LLMError, ReplyError
 from trace_opt.guides import contains, exact
 from trace_opt.llm.base import Message, Reply
 from trace_opt.llm.cache import key_of
@@ -186,8 +182,11 @@ def aime(path: Path, folder: Path) -> dict[str, Any]:
                     report = evaluate(workflow, [example], contains("answer"), values={"prompt": system})
                     ours.append(report.best.mean)
                     theirs.append(verdict)
+    named = sum(bool(re.search(r"###\D{0,10}\d", text)) for _, text in tasks)
     return {
-        "answers": len(tasks), "prompts": len(by_prompt(tasks)), "with_a_recorded_verdict": agreement(ours, theirs),
+        "answers": len(tasks), "prompts": len(by_prompt(tasks)), "name_a_number_as_asked": named,
+        "without_a_recorded_verdict_or_right_answer": len(tasks) - len(ours),
+        "with_a_recorded_verdict": agreement(ours, theirs),
         "reflections": reflected(reflections, tasks),
     }  # fmt: skip
 
@@ -268,57 +267,6 @@ def reflected(reflections: Sequence[tuple[str, str]], tasks: Sequence[tuple[list
     return {"replies": len(reflections), **outcomes}
 
 
-# -- LeetCode: generated code and its tests ----------------------------------------------------------------------------
-
-
-def tests_of(row: Mapping[str, str]) -> list[tuple[str, bool]]:
-    """The asserts of a row with whether they passed."""
-    passed, _, failed = row["local_tests"].partition("**Tests that the code failed:**")
-    found = [(line, True) for line in passed.splitlines() if line.startswith("assert ")]
-    return found + [
-        (line.partition(" # ERROR")[0], False) for line in failed.splitlines() if line.startswith("assert ")
-    ]
-
-
-def called(statement: str) -> tuple[str, tuple[Any, ...], Any] | None:
-    """Function, arguments and expected value of `assert f(...) == value`; None for any other form."""
-    try:
-        test: Any = ast.parse(statement).body[0]
-        test = test.test
-        if not (
-            isinstance(test, ast.Compare) and isinstance(test.left, ast.Call) and isinstance(test.left.func, ast.Name)
-        ):
-            return None
-        args = tuple(ast.literal_eval(arg) for arg in test.left.args)
-        return test.left.func.id, args, ast.literal_eval(test.comparators[0])
-    except (SyntaxError, ValueError):
-        return None
-
-
-def leetcode(path: Path, sandbox: Sandbox, every: int) -> dict[str, Any]:
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))[::every]
-    ours: list[bool] = []
-    theirs: list[bool] = []
-    skipped: Counter[str] = Counter()
-    for row in rows:
-        for statement, passed in tests_of(row):
-            parts = called(statement)
-            if parts is None:
-                skipped["no plain assert of one call"] += 1
-                continue
-            name, args, expected = parts
-            try:
-                verdict = bool(sandbox.call(row["problem"], name, args) == expected)
-            except CodeError as error:
-                verdict = False
-                skipped[f"limit hit: {error.limit}"] += error.limit is not None
-            ours.append(verdict)
-            theirs.append(passed)
-    left_out = {reason: count for reason, count in skipped.items() if count}
-    return {"rows": len(rows), "asserts": agreement(ours, theirs), "notes": left_out}
-
-
 def main() -> None:
     given = [argument for argument in sys.argv[1:] if not argument.startswith("--")]
     if len(given) != 1:
@@ -326,19 +274,11 @@ def main() -> None:
     data, figures = Path(given[0]), dict[str, Any]()
     files = {
         "mmlu": "textgrad_mmlu_ml_gpt4o.json", "aime": "gepa_aime_llm_cache.json", "pupa": "gepa_pupa_llm_cache.json",
-        "leetcode": "textgrad_leetcode_runs.csv",
     }  # fmt: skip
-    csv.field_size_limit(2**30)
     with tempfile.TemporaryDirectory() as folder:
         for name, run in (("mmlu", mmlu), ("aime", aime), ("pupa", pupa)):
             path = data / files[name]
             figures[name] = run(path, Path(folder)) if path.exists() else f"{files[name]} is not there"
-    path, refusal = data / files["leetcode"], Process.refusal()
-    if not path.exists() or refusal is not None:
-        figures["leetcode"] = refusal or f"{path.name} is not there"
-    else:
-        with Process() as sandbox:
-            figures["leetcode"] = leetcode(path, sandbox, 8 if "--quick" in sys.argv else 1)
     # where the data lies is this machine's business
     sys.argv = [Path(sys.argv[0]).name, "FOLDER", *[a for a in sys.argv[1:] if a.startswith("--")]]
     save("replay", figures)

@@ -25,11 +25,13 @@ from trace_opt.core.feedback import Guide
 from trace_opt.errors import ProblemError, TraceOptError, meant
 
 if TYPE_CHECKING:
+    from trace_opt.core.module import Module
     from trace_opt.core.parameter import Parameter
     from trace_opt.llm.base import LLM
     from trace_opt.optim.base import Optimizer
     from trace_opt.search.budget import Budget, Level
     from trace_opt.search.evaluate import Plan
+    from trace_opt.search.greedy import Search
     from trace_opt.search.options import Options
     from trace_opt.search.run import Run
 
@@ -43,12 +45,15 @@ class Problem:
         train: Examples to learn from.
         guide: `(output, example) -> Feedback`.
         val, test: Examples to choose by and to judge by; split off `train` where left out.
-        parameters: What may change; by default what the start's rollouts reached.
+        parameters: What may change: Parameters, a Module, or trainable ops for their source; by default what the start's
+            rollouts reached.
         optimizers: Who proposes; by the kinds of the parameters by default.
+        search: How candidates are tried; `Greedy()` by default.
         race: Names of choices whose combinations are all tried first.
         model: The optimizers' model, where the problem insists on one.
         budget, seed: Defaults.
         score_range: The lowest and the highest score possible.
+        weights, margins: Of several scores by name (see `search.options.Options`).
         description: One line for people.
         name: Its name in the store; the file's by default.
         reload: Makes it again in another process; `load_problem` sets it.
@@ -59,16 +64,25 @@ class Problem:
     guide: Guide
     val: Sequence[Any] | None = None
     test: Sequence[Any] | None = None
-    parameters: Sequence[Parameter[Any]] | None = None
+    parameters: Module | Mapping[str, Parameter[Any]] | Sequence[Parameter[Any] | Callable[..., Any]] | None = None
     optimizers: Sequence[Optimizer] | None = None
+    search: Search | None = None
     race: Sequence[str] = ()
     model: str | LLM | None = None
     budget: Budget | Level = "light"
     seed: int = 0
     score_range: tuple[float, float] | None = None
+    weights: Mapping[str, float] | None = None
+    margins: Mapping[str, float] | None = None
     description: str = ""
     name: str = ""
     reload: Callable[[], Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.parameters is not None:
+            from trace_opt.core.trainable import listed
+
+            object.__setattr__(self, "parameters", listed(self.parameters))
 
     def optimize(self, **overrides: Unpack[Options]) -> Run:
         """`trace_opt.optimize` on this problem; options given here win over its own."""
@@ -88,6 +102,8 @@ class Problem:
         for field in dataclasses.fields(self):
             if field.name not in ("workflow", "train", "guide", "description"):
                 own[field.name] = getattr(self, field.name)
+        if own["search"] is None:
+            del own["search"]
         if overrides.get("resume"):
             # the run's own stand unless they are given anew
             del own["seed"], own["budget"]

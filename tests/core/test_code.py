@@ -278,6 +278,26 @@ def test_what_breaks_the_contract_is_refused_with_its_line(
     assert not str(error).endswith(".")
 
 
+NUMBERS = "MOD = 10**9 + 7\nFAR = float('inf')\nBITS = -(1 << 31)\nHALF = 1 / 2\n"
+
+
+def test_arithmetic_on_numbers_is_a_constant_as_long_as_it_stays_short(contract: Contract) -> None:
+    """Common ones pass; one that would take time or memory to work out when the module is loaded does not."""
+    assert checked(NUMBERS + HEAD + "    return float(MOD % 7 + HALF)\n", contract).startswith(NUMBERS)
+    for costly in (
+        "10**10**10",
+        "2**200",
+        "1 << 10**6",
+        "9**9**9**9",
+        "1 / 0",
+        "len('x')",
+        "[0] * 10**9",
+        "'x' * 10**9",
+    ):
+        with pytest.raises(CodeError, match="does something when it is defined"):
+            checked(f"BIG = {costly}\n" + HEAD + "    return 1.0\n", contract)
+
+
 def test_a_source_beyond_the_size_limit_is_refused_unread(contract: Contract) -> None:
     error = refused("(" * 10_000_000, contract)
     assert (error.limit, len(error.source)) == ("size", contract.max_size)

@@ -42,6 +42,19 @@ def test_what_format_could_not_fill_by_name_is_no_template(text: str) -> None:
         named_in(text)
 
 
+@pytest.mark.parametrize(
+    "text", ["{q.__class__}", "{q[_a]}", "{q:>1000000000}", "{q:.99999}", "{q!r:a<{q}5000}", "{q:{q.__class__}}"]
+)
+def test_a_placeholder_may_not_look_into_objects_or_pad_without_end(text: str) -> None:
+    """`str.format` would do both for whoever wrote the template."""
+    assert "write the name alone" in Placeholders("q").fault(text)
+
+
+def test_a_placeholder_may_be_laid_out() -> None:
+    """Attributes, indices and layouts that people use stay allowed."""
+    assert Placeholders("q").fault("{q.name[0]!r:>12.3f}") == ""
+
+
 def test_a_field_of_a_model_is_checked_and_described() -> None:
     adapter = TypeAdapter(Annotated[str, Placeholders("query")])
     assert adapter.validate_python("Find {query}.") == "Find {query}."

@@ -1,7 +1,7 @@
 """The rules that a proposed source must keep, each a reading of its syntax tree: nothing of it is run.
 
 At the top level only what does nothing stands: the function itself, helper functions and plain classes, imports, docstrings
-and constants that are literals. Default values, annotations and decorators run when a function is defined, so they are
+and constants: literals, or arithmetic on a few numbers. Default values, annotations and decorators run when a function is defined, so they are
 bound by the same rule, and those of the function itself by the original's.
 """
 
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ast
 import builtins
+import math
+import operator
 import threading
 import warnings
 from collections.abc import Iterator
@@ -19,6 +21,11 @@ from trace_opt.errors import CodeError
 FunctionNode = (ast.FunctionDef, ast.AsyncFunctionDef)
 _ACTIVE = (ast.Call, ast.Await, ast.Yield, ast.YieldFrom, ast.NamedExpr, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp,
            ast.GeneratorExp)  # fmt: skip
+_ARITHMETIC: dict[type[ast.operator], str] = {
+    ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "truediv", ast.FloorDiv: "floordiv", ast.Mod: "mod",
+    ast.Pow: "pow", ast.LShift: "lshift",
+}  # fmt: skip
+_MOST_BITS = 128
 _lock = threading.Lock()  # warning filters are the process's
 
 
@@ -136,12 +143,33 @@ def _problem(node: ast.stmt) -> str | None:
     if isinstance(node, ast.ImportFrom):
         return "imports everything from a module" if any(a.name == "*" for a in node.names) or node.level else None
     if isinstance(node, (ast.Assign, ast.AnnAssign)):
-        plain = node.value is None or _is_literal(node.value)
+        plain = node.value is None or _is_literal(node.value) or _number(node.value) is not None
         named = all(isinstance(t, ast.Name) for t in (node.targets if isinstance(node, ast.Assign) else [node.target]))
         return None if plain and named else "does something when it is defined"
     if isinstance(node, ast.Pass) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
         return None
     return "does something when it is defined"
+
+
+def _number(node: ast.expr) -> float | None:
+    """What arithmetic on numbers gives, as `10**9 + 7` or `float("inf")`; None for all else and for what grows long."""
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        return node.value  # type: ignore[return-value] # of one of the two types
+    if isinstance(node, ast.Call) and ast.unparse(node) in ("float('inf')", "float('-inf')"):
+        return math.inf
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
+        inner = _number(node.operand)
+        return None if inner is None else (-inner if isinstance(node.op, ast.USub) else inner)
+    if not isinstance(node, ast.BinOp) or type(node.op) not in _ARITHMETIC:
+        return None
+    left, right = _number(node.left), _number(node.right)
+    if left is None or right is None or (isinstance(node.op, (ast.Pow, ast.LShift)) and not 0 <= right <= _MOST_BITS):
+        return None
+    try:
+        found: Any = getattr(operator, _ARITHMETIC[type(node.op)])(left, right)
+    except (ArithmeticError, TypeError, ValueError):
+        return None
+    return found if type(found) is float or (type(found) is int and found.bit_length() <= _MOST_BITS) else None
 
 
 def _function_problem(node: Any, *, decorated: bool = False) -> str | None:

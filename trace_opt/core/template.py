@@ -6,9 +6,14 @@
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Sequence
 from typing import Any
+
+# what str.format would do for a text that a model wrote: look into objects, or ask for gigabytes of padding
+_PRIVATE = re.compile(r"[.\[]_")
+_WIDE = re.compile(r"\d{4}")
 
 
 class Placeholders:
@@ -35,6 +40,11 @@ class Placeholders:
         unknown = [name for name in found if name not in self.names]
         if unknown:
             return f"has {_listed(unknown)}, which nothing fills; use only {_listed(self.names)}, and {{{{ }}}} for plain braces"
+        bad = next(
+            (place for place in _places(text) if _PRIVATE.search(":".join(place)) or _WIDE.search(place[1])), None
+        )
+        if bad is not None:
+            return f"fills a placeholder with {bad[0]!r} as {bad[1]!r}, which reads private names or pads without end; write the name alone"
         return ""
 
     @property
@@ -84,6 +94,11 @@ def named_in(template: str) -> list[str]:
         names[name] = None
         names |= dict.fromkeys(named_in(form or ""))
     return list(names)
+
+
+def _places(template: str) -> list[tuple[str, str]]:
+    """What is written in each pair of braces: the field, and how it is laid out."""
+    return [(field, form or "") for _, field, form, _ in string.Formatter().parse(template) if field is not None]
 
 
 def placeholders_of(value: Any, names: Sequence[str] | bool, parameter: str | None) -> Placeholders:  # noqa: FBT001 # as given

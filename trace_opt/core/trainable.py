@@ -23,7 +23,7 @@ from trace_opt.core import decoration, generated
 from trace_opt.core.code import Contract, capture, checked
 from trace_opt.core.context import rollout
 from trace_opt.core.decoration import Uses
-from trace_opt.core.module import HELD
+from trace_opt.core.module import HELD, Module
 from trace_opt.core.node import class_of, is_a
 from trace_opt.core.parameter import Parameter
 from trace_opt.core.sandbox import border, sandbox_of
@@ -289,6 +289,18 @@ def parameter_of(fn: Callable[..., Any]) -> Parameter[str]:
     """
     owner = getattr(fn, "__self__", None)
     return code_of(fn).held_by(() if owner is None else (owner,))
+
+
+def listed(given: Any) -> list[Any]:
+    """What `parameters=` takes as a list of Parameters: a trainable op counts as the Parameter of its source.
+
+    Args:
+        given: A Module, a mapping or a sequence; items that are neither stay for the caller to refuse.
+    """
+    if is_a(given, Module):
+        return given.parameters()
+    items: list[Any] = list(given.values() if is_a(given, Mapping) else given)
+    return [parameter_of(item) if getattr(item, "__trace_code__", None) is not None else item for item in items]
 
 
 def _plain(contract: Contract) -> Any:
