@@ -30,6 +30,7 @@ from trace_opt.core.code import (
 )
 from trace_opt.core.codecheck import free_names
 from trace_opt.core.codefile import export
+from trace_opt.core.tracer import trace
 from trace_opt.errors import CodeError, TraceError
 
 LIMIT = 3
@@ -436,6 +437,30 @@ def test_an_exported_module_imports_and_behaves_the_same(tmp_path: Path, monkeyp
         [sys.executable, "-m", "ruff", "check", "--select", "E9,F", "-"], input=text, text=True, capture_output=True
     )
     assert formatted.returncode == 0, formatted.stdout
+
+
+def test_an_option_that_is_local_to_where_a_function_was_made_is_left_out_of_its_export(tmp_path: Path) -> None:
+    def made(chosen: str, wrap: Any) -> tuple[Any, Any]:
+        @trace(trainable=True, sandbox=chosen)
+        def shift(x: int) -> int:
+            """Add one."""
+            return x + 1
+
+        @wrap
+        def lost(x: int) -> int:
+            return x
+
+        return shift, lost
+
+    shift, lost = made("monty", lambda fn: fn)
+    contract = capture(shift)
+    text = export({"shift": contract.source}, {"shift": contract})
+    assert "@trace(trainable=True)\ndef shift" in text
+    (tmp_path / "shifted.py").write_text(text, encoding="utf-8")
+    assert module_at(tmp_path / "shifted.py", "shifted").shift(2) == 3
+    unknown = capture(lost)
+    with pytest.raises(TraceError, match="'lost' is decorated by 'wrap', where 'wrap' is known only inside"):
+        export({"lost": unknown.source}, {"lost": unknown})
 
 
 def test_what_only_the_session_has_cannot_be_exported() -> None:

@@ -6,6 +6,8 @@ out. What can only be had from the original module (an object made there) is imp
 
 from __future__ import annotations
 
+import ast
+import builtins
 import inspect
 import sys
 import types
@@ -35,8 +37,9 @@ def export(sources: Mapping[str, str], contracts: Mapping[str, Contract], *, tit
     functions: list[str] = []
     for key, source in sources.items():
         contract = contracts[key]
-        decorators = [f"@{text}" for text in contract.decorators]
-        for decorator in contract.decorators:
+        known = {decorator: _with_known_options(decorator, contract) for decorator in contract.decorators}
+        decorators = [f"@{text}" for text in known.values()]
+        for decorator in known.values():
             parts.need(codecheck.free_names(decorator), contract)
         parts.need(codecheck.free_names(source), contract)
         imports, rest = _without_imports(source)
@@ -74,9 +77,7 @@ class _Parts:
 
     def need(self, names: set[str], contract: Contract) -> None:
         """Bring what the names stand for in the original."""
-        scope: dict[str, Any] = {}
-        if contract.fn is not None:
-            scope = {**contract.fn.__globals__, **nonlocals(contract.fn)}
+        scope = _scope(contract)
         for name in sorted(names - self.written):
             if name in contract.imports:
                 self.imports[name] = contract.imports[name]
@@ -115,6 +116,33 @@ class _Parts:
         self.helpers[name] = text
 
 
+def _scope(contract: Contract) -> dict[str, Any]:
+    """What the original can read by name."""
+    return {} if contract.fn is None else {**contract.fn.__globals__, **nonlocals(contract.fn)}
+
+
+def _with_known_options(decorator: str, contract: Contract) -> str:
+    """A decorator without the options whose values are local to where the function was made, as `sandbox=chosen`.
+
+    Raises:
+        TraceError: the decorator itself, or a positional argument of it, is local to there.
+    """
+    known = {*_scope(contract), *contract.imports, *dir(builtins)}
+    unknown = codecheck.free_names(decorator) - known
+    if not unknown:
+        return decorator
+    call = ast.parse(decorator, mode="eval").body
+    if isinstance(call, ast.Call):
+        call.keywords = [k for k in call.keywords if not unknown & codecheck.free_names(ast.unparse(k.value))]
+        kept = ast.unparse(call)
+        if not unknown & codecheck.free_names(kept):
+            return kept
+    raise TraceError(
+        f"{contract.name!r} is decorated by {decorator!r}, where {min(unknown)!r} is known only inside the function that "
+        "made it; define it at the top of a module to export the function"
+    )
+
+
 def _is_helper(value: Any, name: str, home: str) -> bool:
     """Whether a value is a function or class of the original's own module, whose text can be repeated."""
     defined = isinstance(value, (types.FunctionType, type)) and value.__module__ == home
@@ -125,8 +153,6 @@ def _is_helper(value: Any, name: str, home: str) -> bool:
 
 def _without_imports(source: str) -> tuple[dict[str, str], str]:
     """The imports at the top of a source, by name, and the rest of it."""
-    import ast
-
     found = codecheck.import_lines(source)
     lines: list[str | None] = list(source.splitlines())
     for node in ast.parse(source).body:
@@ -137,8 +163,6 @@ def _without_imports(source: str) -> tuple[dict[str, str], str]:
 
 def _with_decorators(source: str, name: str, decorators: list[str]) -> str:
     """A source with blank lines between its parts, and the decorators on its function."""
-    import ast
-
     lines = source.splitlines()
     blocks: list[str] = []
     start = 0
@@ -160,4 +184,4 @@ def _with_decorators(source: str, name: str, decorators: list[str]) -> str:
     return "\n\n\n".join([*blocks, *([tail] if tail else [])])
 
 
-_BLOCKS = (*codecheck.FunctionNode, __import__("ast").ClassDef)
+_BLOCKS = (*codecheck.FunctionNode, ast.ClassDef)
