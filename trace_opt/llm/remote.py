@@ -84,10 +84,8 @@ class OpenAI(Backend):
             body = json.loads(raw.http_response.content)
         except openai.APIStatusError as error:
             raise self._answered(error, sent, dialect, key) from None
-        except openai.APITimeoutError as error:
-            raise self._lost(error, "timeout", "gave no answer in time", key) from None
         except (openai.APIConnectionError, httpx.HTTPError) as error:
-            raise self._lost(error, "connection", "could not be reached, or broke off its answer", key) from None
+            raise self._lost(error, key) from None
         except (ValueError, RecursionError):
             raise fault(self.name, "malformed", "answered with something else than JSON", spent=None) from None
         except openai.OpenAIError as error:
@@ -118,8 +116,9 @@ class OpenAI(Backend):
         if self._client is not None:
             loop.close_soon(id(self._client[1]))
         client = openai.AsyncOpenAI(
-            api_key=key, base_url=self._base_url, max_retries=0, timeout=self._timeout_s + _SPARE_SECONDS
-        )
+            api_key=key, base_url=self._base_url, max_retries=0, timeout=self._timeout_s + _SPARE_SECONDS,
+            http_client=openai.DefaultAioHttpClient(),
+        )  # fmt: skip
         loop.close_with_loop(client, client.close)
         # dropped without this, each pooled socket warns
         finalize(self, loop.close_soon, id(client)).atexit = False
@@ -140,13 +139,17 @@ class OpenAI(Backend):
             secrets=(key,),
         )  # fmt: skip
 
-    def _lost(self, error: Exception, kind: LLMErrorKind, what: str, key: str) -> CallError:
-        import httpx
+    def _lost(self, error: Exception, key: str) -> CallError:
+        import aiohttp
 
-        cause = error.__cause__
-        unsent = isinstance(cause, (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout))
-        said = str(cause) if cause is not None else str(error)
-        return fault(self.name, kind, what, said=said, spent=UNSENT if unsent else None, secrets=(key,))
+        cause = error.__cause__ or error
+        # the transport calls every broken connection a timeout of connecting; what aiohttp said is beneath it
+        origin = cause.__cause__ or cause
+        late = isinstance(origin, TimeoutError)
+        unsent = isinstance(origin, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError))
+        kind: LLMErrorKind = "timeout" if late else "connection"
+        what = "gave no answer in time" if late else "could not be reached, or broke off its answer"
+        return fault(self.name, kind, what, said=str(origin), spent=UNSENT if unsent else None, secrets=(key,))
 
 
 class LiteLLM(Backend):
