@@ -1,28 +1,34 @@
-"""What a search ends with when the truth is known: greedy search behind the search gate against GEPA's acceptance loop.
+"""What a search ends with when the truth is known: greedy search behind the search gate against GEPA's own engine.
 
-    python benchmarks/search_simulation.py [--quick]    both loops in 48 cells, 100 seeds each
+    python benchmarks/search_simulation.py --gepa PEER/bin/python    48 cells, 100 seeds each; see gepa_engine.py
+    python benchmarks/search_simulation.py [--quick]    against GEPA's loop as written down here alone
     python benchmarks/search_simulation.py --tune       the greedy loop alone, with other settings of its gate
 
 A candidate is a number, its true accuracy; its answers on the validation examples are drawn once and are right that
-often. Both loops get the same families of proposals, score the start on all validation examples first, pay one evaluation
-for every answer they look at for the first time (GEPA's also for the minibatches that it evaluates again), and three for
+often. All get the same families of proposals, score the start on all validation examples first, pay one evaluation
+for every answer they look at for the first time (GEPA also for the minibatches that it evaluates again), and three for
 the feedback a proposal is made from. As in `Greedy`, candidate and incumbent are run on the examples that a block comes to,
-and an accepted candidate is not completed; `--tune` also has what completing it, or confirming it on all, would cost. GEPA's loop
-is written from its definition: parents by coverage of the per-example front, three examples and the greater sum, then
-all validation examples; the best mean on those is its choice.
+and an accepted candidate is not completed; `--tune` also has what completing it, or confirming it on all, would cost.
+GEPA's loop written from its definition (parents by coverage of the per-example front, three examples and the greater sum,
+then all validation examples; the best mean on those is its choice) needs no other environment; the result says how far the
+engine is from it. Cells are kept with `--partial FILE`, and those that are there already are not run again.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import harness
 import numpy as np
+from gepa_engine import Engine, Texts
 
 from trace_opt.search.gate import Gate, trial_order
 from trace_opt.search.greedy import Greedy
@@ -57,6 +63,11 @@ class Candidate:
     known: np.ndarray[Any, Any] = field(default_factory=lambda: np.zeros(N, dtype=bool))
 
     @property
+    def answers(self) -> str:
+        """A digit for every validation example, then for every training example."""
+        return "".join(f"{right:.0f}" for right in (*self.right, *self.train))
+
+    @property
     def mean(self) -> float:
         return float(self.right[self.known].mean()) if self.known.any() else 0.0
 
@@ -66,12 +77,16 @@ class World:
 
     def __init__(self, family: str, shared: float, budget: int, charge: int, seed: int) -> None:
         self.rng = np.random.default_rng([seed, list(FAMILIES).index(family), round(100 * shared)])
-        self._family, self._budget, self._charge = FAMILIES[family], budget, charge
+        self._family, self.budget, self.charge = FAMILIES[family], budget, charge
         self._hard = self.rng.random(2 * N)
         self._common = np.arange(2 * N) % 100 < 100 * shared
         self.rng.shuffle(self._common)
         self.spent = 0
         self.start = self._made(START)
+
+    def child(self, parent: Candidate) -> Candidate:
+        """The next proposal, for nothing."""
+        return self._made(self._family(parent.truth, self.rng))
 
     def _made(self, truth: float) -> Candidate:
         truth = min(max(truth, 0.0), 1.0)
@@ -80,13 +95,13 @@ class World:
         return Candidate(truth, right[:N], right[N:])
 
     def pay(self, evaluations: int) -> None:
-        if self.spent + evaluations > self._budget:
+        if self.spent + evaluations > self.budget:
             raise Spent
         self.spent += evaluations
 
     def propose(self, parent: Candidate) -> Candidate:
-        self.pay(self._charge)
-        return self._made(self._family(parent.truth, self.rng))
+        self.pay(self.charge)
+        return self.child(parent)
 
     def answer(self, candidate: Candidate, example: int) -> float:
         if not candidate.known[example]:
@@ -121,6 +136,23 @@ def gepa(world: World) -> Candidate:
                 pool.append(child)
     except Spent:
         return max(pool, key=lambda candidate: candidate.mean)
+
+
+def peer(world: World, engine: Engine, seed: int) -> tuple[Candidate, Candidate, int]:
+    """GEPA's engine: what it has chosen when the budget is spent, what it returns, and the evaluations it made."""
+    made: dict[str, Candidate] = {}
+
+    def text(candidate: Candidate) -> Texts:
+        name = f"{candidate.truth:.6f} {len(made)}"
+        made[name] = candidate
+        return {"truth": name}
+
+    done = engine.run(
+        text(world.start), train=N, val=N, budget=world.budget, charge=world.charge, seed=seed,
+        answers=lambda texts: made[texts["truth"]].answers,
+        propose=lambda texts, _: text(world.child(made[texts["truth"]])),
+    )  # fmt: skip
+    return made[done["chosen"]["truth"]], made[done["late"]["truth"]], done["spent"]
 
 
 def _parent(pool: Sequence[Candidate], rng: Rng) -> int:
@@ -198,24 +230,95 @@ def named(cell: tuple[str, float, int, int]) -> str:
     return f"{family}; {shared:.0%} shared; {budget} evaluations; a proposal costs {charge}"
 
 
-def compared(gate: Gate, seeds: int) -> dict[str, Any]:
-    """Both loops in every cell: mean true accuracy of what they choose, in points."""
-    cells: dict[str, Any] = {}
-    gains: list[float] = []
+def compared(gate: Gate, seeds: int, engine: Engine | None, kept: Path | None) -> dict[str, Any]:
+    """All in every cell: mean true accuracy of what they choose, in points.
+
+    Args:
+        gate: Of the greedy search.
+        seeds: How many.
+        engine: GEPA's own, or None for the loop alone.
+        kept: A file of cells done before, a JSON object a line; those done now are added.
+    """
+    lines = kept.read_text(encoding="utf-8").splitlines() if kept is not None and kept.exists() else []
+    done = {row["cell"]: row for row in map(json.loads, lines) if row["seeds"] == seeds and row["gate"] == str(gate)}
+    rows: list[dict[str, Any]] = []
     for cell in CELLS:
-        theirs = truths(lambda world, _: gepa(world), cell, seeds)
-        ours = truths(lambda world, seed: greedy(world, gate, seed), cell, seeds)
-        differences = [100 * (a - b) for a, b in zip(ours, theirs, strict=True)]
-        gain = math.fsum(differences) / seeds
-        error = float(np.std(differences, ddof=1)) / math.sqrt(seeds)
-        gains.append(gain)
-        print(named(cell), f"{gain:+.1f}", flush=True)
-        cells[named(cell)] = {
-            "greedy": round(100 * math.fsum(ours) / seeds, 1), "GEPA": round(100 * math.fsum(theirs) / seeds, 1),
+        row = done.get(named(cell))
+        if row is None or ("engine" in row) != (engine is not None):
+            row = {"cell": named(cell), "seeds": seeds, "gate": str(gate), **drawn(cell, gate, seeds, engine)}
+            if kept is not None:
+                with kept.open("a", encoding="utf-8") as file:
+                    print(json.dumps(row), file=file)
+        rows.append(row)
+        against = "engine" if engine is not None else "loop"
+        gain, error = points([a - b for a, b in zip(row["greedy"], row[against], strict=True)])
+        print(f"{row['cell']}: {gain:+.1f} +- {error:.1f}", flush=True)
+    return summary(rows, seeds, engine)
+
+
+def drawn(cell: tuple[str, float, int, int], gate: Gate, seeds: int, engine: Engine | None) -> dict[str, list[float]]:
+    """By who searched, the true accuracy found by seed; of the engine also what it returns and what it spent."""
+    found = {
+        "greedy": truths(lambda world, seed: greedy(world, gate, seed), cell, seeds),
+        "loop": truths(lambda world, _: gepa(world), cell, seeds),
+    }
+    if engine is not None:
+        runs = [peer(World(*cell, seed), engine, seed) for seed in range(seeds)]
+        found["engine"] = [chosen.truth for chosen, _, _ in runs]
+        found["late"] = [late.truth for _, late, _ in runs]
+        found["over"] = [float(spent - cell[2]) for _, _, spent in runs]
+    return found
+
+
+def points(values: Sequence[float]) -> tuple[float, float]:
+    """The mean of shares in points, and its standard error."""
+    return 100 * math.fsum(values) / len(values), 100 * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+
+
+def summary(rows: Sequence[dict[str, Any]], seeds: int, engine: Engine | None) -> dict[str, Any]:
+    """Every cell and what they come to, with standard errors beside."""
+    who = "loop" if engine is None else "engine"
+    cells: dict[str, Any] = {}
+    for row in rows:
+        gain, error = points([a - b for a, b in zip(row["greedy"], row[who], strict=True)])
+        cells[row["cell"]] = {
+            **{name: round(points(row[key])[0], 1) for key, name in NAMES.items() if key in row},
             "gain": round(gain, 1), "standard error": round(error, 1),
         }  # fmt: skip
-    return {"seeds": seeds, "mean gain": round(math.fsum(gains) / len(gains), 2), "least gain": round(min(gains), 2),
-            "cells": cells}  # fmt: skip
+    by_seed = {
+        key: [math.fsum(row[key][seed] for row in rows) / len(rows) for seed in range(seeds)]
+        for key in (*NAMES, "over")
+        if key in rows[0]
+    }
+    gain, error = points([a - b for a, b in zip(by_seed["greedy"], by_seed[who], strict=True)])
+    found: dict[str, Any] = {
+        "seeds": seeds,
+        "peer": "GEPA's loop, written from its definition" if engine is None else f"gepa {engine.version}, its own engine",
+        "mean gain": round(gain, 2), "standard error": round(error, 2),
+        "least gain": min(cell["gain"] for cell in cells.values()),
+    }  # fmt: skip
+    if engine is not None:
+        apart, off = points([a - b for a, b in zip(by_seed["engine"], by_seed["loop"], strict=True)])
+        found["the engine above the loop"] = {
+            "mean": round(apart, 2), "standard error": round(off, 2),
+            "least": round(min(c[NAMES["engine"]] - c[NAMES["loop"]] for c in cells.values()), 1),
+            "most": round(max(c[NAMES["engine"]] - c[NAMES["loop"]] for c in cells.values()), 1),
+        }  # fmt: skip
+        over = [spent for row in rows for spent in row["over"]]
+        late, _ = points([a - b for a, b in zip(by_seed["late"], by_seed["engine"], strict=True)])
+        found["the engine's overshoot"] = {
+            "evaluations, mean": round(math.fsum(over) / len(over), 1), "evaluations, most": max(over),
+            "points it gains by that": round(late, 2),
+        }  # fmt: skip
+    return {**found, "cells": cells}
+
+
+NAMES = {
+    "greedy": "greedy",
+    "engine": "GEPA's engine",
+    "late": "GEPA's engine, overshoot counted",
+    "loop": "GEPA's loop",
+}
 
 
 CHOSEN = {"alpha": 0.9, "gamma": 0.5, "delta": 0.75, "reach": 0.5, "planned": 0.2, "block": 4}
@@ -262,15 +365,18 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="10 seeds, not 100")
     parser.add_argument("--tune", action="store_true", help="other settings of the gate instead, 20 seeds each")
+    parser.add_argument("--gepa", metavar="PYTHON", help="the interpreter of an environment that has gepa")
+    parser.add_argument("--partial", metavar="FILE", type=Path, help="where cells that are done are kept")
     args = parser.parse_args()
     seeds = 10 if args.quick else 20 if args.tune else 100
     if args.tune:
         harness.save("search_gate_settings", {"settings": tuned(seeds)}, seeds=list(range(seeds)))
-    else:
-        gate = Greedy().gate
-        assert gate is not None
-        figures = {"gate": str(gate), **compared(gate, seeds)}
-        harness.save("search_simulation", figures, seeds=list(range(seeds)))
+        return
+    gate = Greedy().gate
+    assert gate is not None
+    with Engine(args.gepa) if args.gepa else nullcontext() as engine:
+        figures = {"gate": str(gate), **compared(gate, seeds, engine, args.partial)}
+    harness.save("search_simulation", figures, seeds=list(range(seeds)))
 
 
 if __name__ == "__main__":
