@@ -63,7 +63,7 @@ class Doom:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
-def search(name: str, store: str, resume: str | None, doom: Doom, seed: int = 48) -> None:
+def search(name: str, store: str, resume: str | None, doom: Doom, seed: int = 84) -> None:
     """Run or resume the search of that name."""
     from sqlalchemy import event
     from sqlalchemy.engine import Engine

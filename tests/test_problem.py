@@ -1,14 +1,24 @@
 """Problems loaded by path, and what a file that offers none is told."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from trace_opt.core.module import Module
 from trace_opt.core.parameter import Parameter
+from trace_opt.core.tracer import trace
+from trace_opt.core.trainable import parameter_of
 from trace_opt.errors import ProblemError
+from trace_opt.guides import exact
+from trace_opt.optim.optoprime import OptoPrime
 from trace_opt.problem import Problem, ProblemOption, load_problem, problem_options
 from trace_opt.search.budget import Budget
+from trace_opt.search.engine import optimize
+from trace_opt.search.greedy import Greedy
+from trace_opt.search.pareto import Pareto
+from trace_opt.testing import ScriptedLLM
 
 PLAIN = "from trace_opt import Problem\nproblem = Problem(workflow=lambda x: x, train=[1, 2], guide=lambda o, e: 1.0)\n"
 
@@ -142,3 +152,65 @@ def test_a_problem_optimizes_with_its_own_options_and_what_is_given_wins() -> No
     assert problem.plan(store=None, budget=Budget(trials=7)).budget == {"trials": 7}
     assert problem.options(seed=5)["seed"] == 5
     assert "seed" not in problem.options(resume="x")
+
+
+@trace(trainable=True)
+def doubled(x: float) -> float:
+    """Twice x."""
+    return x
+
+
+class Halves(Module):
+    """A part with a trainable method."""
+
+    @trace(trainable=True)
+    def halved(self, x: float) -> float:
+        """Half of x."""
+        return x
+
+
+def mends(messages: Any) -> str:
+    """Stands for a model that knows the answer."""
+    return json.dumps({"reasoning": "", "values": {"doubled": "def doubled(x: float) -> float:\n    return 2 * x\n"}})
+
+
+def test_a_trainable_op_among_the_parameters_counts_as_its_source() -> None:
+    """An op, a method of a Module and a Module stand for the Parameters that hold their sources."""
+    halves, other = Halves(), Parameter("a", name="other")
+    given = [doubled, halves.halved, other]
+
+    listed = Problem(workflow=doubled, train=[1], guide=lambda o, e: 1.0, parameters=given).parameters
+
+    assert [p.name for p in listed] == ["doubled", "halved", "other"]
+    assert listed[0] is parameter_of(doubled)
+    assert listed[1] is parameter_of(halves.halved) is halves.named_parameters()["halved"]
+    whole = Problem(workflow=doubled, train=[1], guide=lambda o, e: 1.0, parameters=halves).parameters
+    assert whole == [parameter_of(halves.halved)]
+
+
+def test_optimize_improves_a_trainable_op_given_among_the_parameters() -> None:
+    """`optimize(parameters=[op])` rewrites the op."""
+    run = optimize(
+        doubled, [{"x": float(i), "answer": 2.0 * i} for i in range(1, 25)], exact(), parameters=[doubled],
+        optimizers=[OptoPrime(ScriptedLLM(mends))], budget=Budget(trials=2), store=None,
+    )  # fmt: skip
+
+    assert run.best["doubled"].endswith("return 2 * x\n")
+
+
+def test_what_is_no_parameter_is_named() -> None:
+    """A plain function among the parameters is one clear sentence."""
+    with pytest.raises(
+        ProblemError, match=r"parameters holds <function mends.*pass Parameters, trainable ops or a Mod"
+    ):
+        optimize(doubled, [1.0, 2.0], lambda o, e: 1.0, parameters=[mends], budget=Budget(trials=2), store=None)
+
+
+def test_a_problem_brings_its_search_and_margins_and_what_is_given_wins() -> None:
+    """`search`, `weights` and `margins` reach `optimize` as its other options do."""
+    problem = Problem(workflow=lambda x: x, train=[1], guide=lambda o, e: 1.0, search=Pareto(), margins={"cost": 2.0})
+
+    assert isinstance(problem.options()["search"], Pareto)
+    assert problem.options()["margins"] == {"cost": 2.0}
+    assert isinstance(problem.options(search=Greedy())["search"], Greedy)
+    assert "search" not in Problem(workflow=lambda x: x, train=[1], guide=lambda o, e: 1.0).options()

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from trace_opt.optim.opro import OPRO
     from trace_opt.optim.optoprime import OptoPrime
     from trace_opt.problem import Problem
+    from trace_opt.search.approving import Approval
     from trace_opt.search.beam import Beam
     from trace_opt.search.budget import Budget
     from trace_opt.search.engine import aoptimize, optimize
@@ -52,6 +53,7 @@ __version__ = "0.1.0"
 __all__ = [
     "LVHBA",
     "OPRO",
+    "Approval",
     "AugmentedLagrangian",
     "Ball",
     "BatchGrowth",
@@ -100,6 +102,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Approval": "search.approving",
     "AugmentedLagrangian": "optim.numeric.lagrangian",
     "Ball": "core.constraint",
     "BatchGrowth": "optim.numeric.growth",

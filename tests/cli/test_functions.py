@@ -75,8 +75,11 @@ def test_the_diff_shown_is_the_diff_applied(cli: Any, mended: Path) -> None:
     assert patched(before, diff(before, after, "parse")) == after
 
 
-def test_after_a_diff_of_functions_their_module_is_suggested(cli: Any, mended: Path) -> None:
-    assert "--format code" in cli("diff").err
+def test_after_a_run_of_functions_their_module_is_suggested(cli: Any, mended: Path) -> None:
+    done = cli("run", str(mended), "--budget", "trials=1", "--set", "examples=6")
+    for said in (done.err, cli("show").err, cli("diff").err):
+        assert "--format code" in said
+        assert "--format text" not in said
 
 
 def test_the_exported_module_imports_and_does_the_same(cli: Any, mended: Path, tmp_path: Path) -> None:

@@ -115,7 +115,8 @@ def test_a_dry_run_estimates_from_one_free_rollout(cli: Any, prompt: Path) -> No
     document = json.loads(cli("run", prompt, "--dry-run", "--budget", "rollouts=100", "--json").out)
     assert document["one_rollout"]["cost"]["calls"] == 1
     assert document["estimate"]["rollouts"] == 100
-    assert document["estimate"]["calls"] == 100
+    proposals = document["proposals"]["about"]
+    assert document["estimate"]["calls"] == 100 + 2 * proposals
     assert document["workflow_models"] == ["scripted/worker"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +19,8 @@ from trace_opt.llm.base import LLM, Reply, Request
 from trace_opt.llm.connect import connect
 from trace_opt.llm.meter import charging, metering
 from trace_opt.llm.replay import Capture, Replay, capture, replay
-from trace_opt.search.budget import Budget, Ledger
+from trace_opt.search.budget import Budget
+from trace_opt.search.ledger import Ledger
 
 if TYPE_CHECKING:
     from tests.llm.conftest import LoopbackServer
@@ -91,7 +93,9 @@ def test_a_file_from_before_costs_were_written_charges_what_its_replies_say(tmp_
     del line["cost"]
     (tmp_path / "calls.jsonl").write_text(json.dumps(line))
     with metering() as meter:
-        Replay(tmp_path / "calls.jsonl").play("k", request, connect("openai/echo", base_url="http://127.0.0.1:9"))
+        asyncio.run(
+            Replay(tmp_path / "calls.jsonl").play("k", request, connect("openai/echo", base_url="http://127.0.0.1:9"))
+        )
     assert meter.cost == Cost(1, 2, 3, 0.5)
 
 

@@ -16,14 +16,17 @@ from hypothesis import strategies as st
 
 from trace_opt.core.codec import decode, encode
 from trace_opt.core.context import in_force
+from trace_opt.core.feedback import Feedback
 from trace_opt.core.parameter import Demonstrations, Parameter
-from trace_opt.core.rollout import Rollouts
+from trace_opt.core.rollout import Rollout, Rollouts
 from trace_opt.core.tracer import plain, record, trace
 from trace_opt.errors import LLMError, ReplyError
 from trace_opt.optim.base import Optimizer, Outcome, Proposal, Trial
 from trace_opt.optim.categorical import Categorical
 from trace_opt.optim.combinations import Known, Space
 from trace_opt.optim.demos import Demos
+from trace_opt.optim.optoprime import OptoPrime
+from trace_opt.testing import ScriptedLLM
 
 
 class Fixed(Optimizer):
@@ -256,6 +259,41 @@ def test_texts_and_demonstrations_of_its_sources_are_searched_with_the_choices()
     assert len({str(trial.proposal.values) for trial in history}) == 17
     assert {trial.proposal.values.get("text", "a") for trial in history} == {"a", "b", "c"}
     assert {len(trial.proposal.values.get("shown", ())) for trial in history} == {0, 2}
+
+
+def asked_for_texts(replies: list[str], alternatives: int = 4) -> tuple[list[str], ScriptedLLM]:
+    """What a search over one text is given by OptoPrime, and the model that it asked."""
+    left = iter(replies)
+    model = ScriptedLLM(lambda _: next(left))
+    text = Parameter("a", name="text")
+    op = trace(lambda: text.value, name="read")
+    with record() as graph:
+        output = op()
+    rollout = Rollout(
+        values={"text": "a"}, seed=0, graph=graph, node=graph.output(output), output="a", feedback=Feedback(0.0, "no")
+    )
+    optimizer = Categorical(sources=[OptoPrime(model, alternatives=alternatives)])
+    with in_force({}):
+        asyncio.run(optimizer.propose([text], Rollouts([rollout], seed=0), []))
+    return (optimizer._found or {})["text"], model
+
+
+def reply_of(text: str) -> str:
+    return json.dumps({"reasoning": "", "values": {"text": text}})
+
+
+def test_a_language_model_as_a_source_gives_several_texts_each_asked_for_with_the_earlier_ones_shown():
+    found, model = asked_for_texts([reply_of(text) for text in ("b", "c", "d", "e")])
+    assert found == ["b", "c", "d", "e"]
+    prompts = [request.messages[-1]["content"] for request in model.requests]
+    assert ["Suggested already" in prompt for prompt in prompts] == [False, True, True, True]
+    assert all(f'text = "{text}"' in prompts[3] for text in "bcd")
+
+
+def test_a_bad_reply_costs_one_text_and_two_without_news_end_the_asking():
+    found, model = asked_for_texts([reply_of("b"), "no", reply_of("c"), reply_of("b"), reply_of("c"), reply_of("x")], 8)
+    assert found == ["b", "c"]
+    assert len({request.seed for request in model.requests}) == len(model.requests) == 5
 
 
 def test_sources_are_asked_once_even_by_proposals_made_at_once():

@@ -1,6 +1,8 @@
 """Workflows of the top level of a file, as they are sent to workers."""
 
+import asyncio
 import os
+import re
 import signal
 import threading
 import time
@@ -208,3 +210,28 @@ def ask_once(text: str) -> str:
 
 def remembering_ask(word: str) -> str:
     return ask_once(word)
+
+
+# -- too long ----------------------------------------------------------------------------------------------------------
+
+
+def dawdling(word: str) -> str:
+    """Sleeps on one of the examples; asks the model first."""
+    said = ask(word)
+    if word == "word 3":
+        time.sleep(60)
+    return said
+
+
+async def adawdling(word: str) -> str:
+    said = await aask(word)
+    if word == "word 3":
+        await asyncio.sleep(60)
+    return said
+
+
+def holding(word: str) -> str:
+    """Holds the interpreter's lock on one of the examples, so that no other thread of its process runs."""
+    if word == "word 3":
+        re.match(r"(a+)+$", "a" * 60 + "b")
+    return prompt.value + word

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from trace_opt.core.rollout import Cost
 from trace_opt.errors import BudgetError
-from trace_opt.search.budget import Budget, Ledger, resolve
+from trace_opt.search.budget import Budget, resolve
+from trace_opt.search.ledger import Ledger
 
 
 @pytest.mark.parametrize(

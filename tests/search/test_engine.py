@@ -482,12 +482,21 @@ def test_a_race_that_the_budget_cannot_pay_for_is_refused() -> None:
 
 
 def test_a_race_cut_short_by_the_budget_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    whole = raced(tmp_path / "whole.db")
-    with pytest.raises(BudgetError):
-        raced(tmp_path / "cut.db", budget=Budget(trials=5, rollouts=20 + 20 + 40 + 8 + 45))
-    run = raced(tmp_path / "cut.db", resume="last", budget=Budget(trials=5))
+    rungs = Greedy(rungs=(5, None))
+    whole = raced(tmp_path / "whole.db", search=rungs)
+    cut = raced(tmp_path / "cut.db", budget=Budget(trials=5, rollouts=20 + 40 + 5 * 5 + 10), search=rungs)
+    assert cut.ended.startswith("the budget is spent")
+    assert {trial.verdict.split(" after ")[1] for trial in cut.history} == {"5 examples"}
+    run = raced(tmp_path / "cut.db", resume="last", budget=Budget(trials=5), search=rungs)
     assert run.best == whole.best
     assert [t.verdict for t in run.history] == [t.verdict for t in whole.history]
+
+
+def test_a_race_that_the_budget_cannot_begin_is_refused_before_anything_is_run(tmp_path: Path) -> None:
+    with pytest.raises(BudgetError, match=r"40 for the test and 100 to begin the race; set rollouts to 160 or more"):
+        raced(tmp_path / "cut.db", budget=Budget(trials=5, rollouts=159))
+    assert not (tmp_path / "cut.db").exists()
+    assert raced(tmp_path / "whole.db", budget=Budget(trials=5, rollouts=160)).best == {"one": "b", "two": "y"}
 
 
 # -- budgets -----------------------------------------------------------------------------------------------------------
@@ -827,3 +836,18 @@ def test_a_run_that_failed_keeps_what_it_had_and_goes_on(line: Line, tmp_path: P
     run = optimize(line.workflow, line.examples(40), guide, optimizers=[Listed(values)], resume="last", **options)
     assert run.best == {"a": 3, "b": 7}
     assert math.isclose(run.report().best.mean, 0)
+
+
+def test_a_free_step_is_on_disk_soon_though_nothing_follows(line: Line, tmp_path: Path) -> None:
+    """What waits for others to be written with is written by itself where the next proposal takes its time."""
+    seen: list[int] = []
+
+    class Slow(Listed):
+        async def propose(self, *args: Any) -> Proposal:
+            if seen:
+                await asyncio.sleep(0.3)
+            seen.append(len(Store(tmp_path / "runs.db").load("last").trials))
+            return await super().propose(*args)
+
+    run_line(line, [], optimizers=[Slow([{"a": 9}, {"a": 8}])], budget=Budget(trials=2), store=tmp_path / "runs.db")
+    assert seen[:2] == [0, 1]

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from tests.search.conftest import Line, Listed
+from trace_opt.core.context import rollout
 from trace_opt.core.parameter import Parameter
-from trace_opt.core.tracer import trace
+from trace_opt.core.tracer import node_of, trace
 from trace_opt.errors import BudgetError, ProblemError
 from trace_opt.llm.meter import charge
 from trace_opt.search.budget import Budget
-from trace_opt.search.evaluate import evaluate, plan
+from trace_opt.search.evaluate import aevaluate, evaluate, plan
 from trace_opt.testing import ScriptedLLM
 
 
@@ -102,3 +103,44 @@ def test_a_plan_refuses_what_a_run_would_refuse(line: Line) -> None:
         plan(line.workflow, line.examples(40), line.guide, budget=Budget(rollouts=3), **options)
     with pytest.raises(ProblemError, match="race names 'z'"):
         plan(line.workflow, line.examples(40), line.guide, race=["z"], **options)
+
+
+def test_ten_thousand_rollouts_at_once_on_one_loop_do_not_cross() -> None:
+    """All 10,000 are under way before any goes on; each sees its own example, seed, values and cost to its end."""
+    count = 10_000
+    shift = Parameter(0, name="shift")
+    waiting: list[int] = []
+    seeds: dict[int, tuple[int | None, int | None]] = {}
+    nodes: list[int] = []
+
+    @trace
+    def moved(x: int, by: int) -> int:
+        return x + by
+
+    async def whole() -> float:
+        together = asyncio.Event()
+
+        async def workflow(x: int) -> int:
+            before = rollout().seed
+            first = moved(x, shift.value)
+            waiting.append(x)
+            if len(waiting) == count:
+                together.set()
+            await together.wait()
+            seeds[x] = before, rollout().seed
+            charge(tokens_in=x, calls=1)
+            out = moved(first, shift.value)
+            nodes.append(len(node_of(out).inputs))
+            return out
+
+        report = await aevaluate(
+            workflow, list(range(count)), lambda out, x: float(out == x + 14), values={"shift": 7}, concurrency=count
+        )
+        assert report.spend["workflow"]["tokens_in"] == sum(range(count))
+        return report.best.mean
+
+    assert asyncio.run(whole()) == 1.0
+    assert len(waiting) == len(seeds) == count
+    assert all(before == after for before, after in seeds.values())
+    assert len({before for before, _ in seeds.values()}) > count - 100  # seeds differ by example
+    assert set(nodes) == {2}

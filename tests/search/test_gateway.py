@@ -34,9 +34,10 @@ from trace_opt.llm.elsewhere import (
     become_worker,
     through,
 )
-from trace_opt.search.budget import Budget, Ledger
+from trace_opt.search.budget import Budget
 from trace_opt.search.engine import optimize
 from trace_opt.search.gateway import Errand, Gateway
+from trace_opt.search.ledger import Ledger
 from trace_opt.search.processes import ProcessExecutor
 from trace_opt.search.shipping import Fault, unpacked_error
 

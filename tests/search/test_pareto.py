@@ -94,6 +94,12 @@ def test_two_kinds_that_no_mean_tells_apart_are_solved_by_the_front_and_not_by_g
     assert solved.report().claim == "better"
 
 
+def test_the_front_is_paid_for_at_the_default_gate_too() -> None:
+    """What the front's runs are held to leaves enough of them to find both specialists in most runs."""
+    solved = [Specialists().optimize(OneRule(), Pareto(), seed=seed).report().best.mean == 1.0 for seed in range(8)]
+    assert sum(solved) >= 5
+
+
 def test_what_solves_both_kinds_is_a_merge_of_two_through_the_start() -> None:
     run = Specialists().optimize(OneRule(), Pareto(gate=STRICT), seed=1)
     merge = next(trial for trial in run.history if trial.optimizer == MERGE and trial.accepted)
@@ -375,6 +381,24 @@ def test_a_race_and_repeated_draws_go_before_and_with_it(search: Any) -> None:
     )  # fmt: skip
     assert run.history[0].optimizer == "race"
     assert run.best == {"kind": "high", "noise": 3.0}
+
+
+@pytest.mark.parametrize("made", [Pareto, trace_opt.Beam], ids=["pareto", "beam"])
+@pytest.mark.parametrize(("gate", "built_on"), [(Gate.search(block=4), True), (Gate(alpha=1e-9, block=4), False)])
+def test_the_winner_of_a_race_meets_the_gate_given_to_the_search(made: Any, gate: Gate, built_on: bool) -> None:
+    """A small lead passes the default gate and not a strict one, whichever search runs the race."""
+    kind = Parameter("low", name="kind", choices=("low", "high"))
+
+    @trace
+    def work(number: int) -> bool:
+        return kind.value == "high" or number % 4 > 0
+
+    run = optimize(
+        work, [{"number": i} for i in range(40)], lambda out, _: bool(out), parameters=[kind], race=["kind"],
+        optimizers=[Categorical()], search=made(gate=gate), store=None, budget=Budget(trials=1),
+    )  # fmt: skip
+    assert run.history[0].optimizer == "race"
+    assert run.history[0].accepted is built_on
 
 
 # -- instructions, demonstrations and choices together -----------------------------------------------------------------

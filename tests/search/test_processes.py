@@ -20,10 +20,11 @@ from trace_opt.core.rollout import Cost
 from trace_opt.errors import BudgetError, FeedbackError, LLMError, ProblemError
 from trace_opt.optim.numeric.gradient import Gradient
 from trace_opt.problem import load_problem
-from trace_opt.search.budget import Budget, Ledger
+from trace_opt.search.budget import Budget
 from trace_opt.search.distant import ATTEMPTS
 from trace_opt.search.engine import optimize
 from trace_opt.search.executors import LocalExecutor
+from trace_opt.search.ledger import Ledger
 from trace_opt.search.processes import ProcessExecutor
 from trace_opt.search.rollers import executor_of
 from trace_opt.search.run import Run

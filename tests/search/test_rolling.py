@@ -10,8 +10,9 @@ from trace_opt.core.parameter import Parameter
 from trace_opt.core.rollout import Cost
 from trace_opt.core.tracer import trace
 from trace_opt.errors import BudgetError, FeedbackError, LLMError, TraceError
-from trace_opt.search.budget import Budget, Ledger
+from trace_opt.search.budget import Budget
 from trace_opt.search.executors import LocalExecutor
+from trace_opt.search.ledger import Ledger
 from trace_opt.search.rolling import Job, Roller, own_lines
 from trace_opt.testing import ScriptedLLM
 

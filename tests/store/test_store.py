@@ -119,6 +119,29 @@ def test_nothing_free_is_on_disk_before_something_paid_is(store: Store) -> None:
     writer.close("finished", "")
 
 
+def test_free_steps_are_written_in_groups_and_paid_ones_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A free step waits up to the group's time or size, with what was said last; a paid one takes all along with it."""
+    monkeypatch.setattr("trace_opt.store.writer.GROUP_S", 1000.0)
+    writer = store.begin(new_run())
+    writer.candidate(candidate(0))
+    writer.commit()
+    writer.trial(trial(1, ""))
+    writer.trial(trial(1, "accepted"))
+    assert writer.commit_soon()
+    assert store.load("last").trials == ()
+    writer.spend({"workflow": Cost(1, 2, 3, 0.5)}, ())
+    assert not writer.commit_soon()
+    assert [t.verdict for t in store.load("last").trials] == ["accepted"]
+    for example in range(100):
+        writer.rollout(rollout(0, example), spend={}, landed=())
+        assert len(store.rollouts("last")) == (100 if example == 99 else 0)
+    monkeypatch.setattr("trace_opt.store.writer.GROUP_S", 0.0)
+    writer.trial(trial(2))
+    assert not writer.commit_soon()
+    assert len(store.load("last").trials) == 2
+    writer.close("finished", "")
+
+
 def test_a_failed_write_leaves_nothing_of_its_transaction(store: Store) -> None:
     writer = store.begin(new_run())
     writer.candidate(candidate(0))

@@ -54,10 +54,10 @@ def run_lines(problem: Problem, run: Run, report: Report, watcher: Watcher) -> l
     ]  # fmt: skip
 
 
-def run_commands(run: str, store: str | None) -> list[str]:
-    """What to type after a run."""
+def run_commands(run: str, store: str | None, *, code: bool) -> list[str]:
+    """What to type after a run; `code` says whether it may have rewritten functions."""
     where = with_store(store)
-    return [f"trace-opt diff {run}{where}", f"trace-opt export {run}{where} --format text"]
+    return [f"trace-opt diff {run}{where}", f"trace-opt export {run}{where} --format {'code' if code else 'text'}"]
 
 
 def report_lines(report: Report) -> list[str]:
@@ -114,11 +114,16 @@ def _status(info: RunInfo) -> str:
     return f"{info.status}: {info.ended}"
 
 
-def record_commands(info: RunInfo, store: str | None) -> list[str]:
+def record_commands(record: RunRecord, store: str | None) -> list[str]:
     """What to type after looking at a run."""
+    info = record.info
     if info.status in ("interrupted", "failed"):
         return [f"trace-opt resume {info.id}{with_store(store)}"]
-    return [] if info.status == "running" else run_commands(info.id, store)
+    return (
+        []
+        if info.status == "running"
+        else run_commands(info.id, store, code=any(parameter.kind == "code" for parameter in record.parameters))
+    )
 
 
 _SHOWN_TRIALS = 20

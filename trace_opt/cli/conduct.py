@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from trace_opt.cli.answers import run_commands, run_document, run_lines
+from trace_opt.cli.approving import asker
 from trace_opt.cli.failures import INTERRUPTED, OK, code_of, explain
 from trace_opt.cli.options import with_store
 from trace_opt.cli.progress import Watcher
@@ -22,10 +23,16 @@ if TYPE_CHECKING:
     from trace_opt.search.run import Run
 
 
-def origin(file: str, options: Mapping[str, str], model: str | None, search: str | None = None) -> dict[str, Any]:
-    """What is kept with a run so that `trace-opt resume RUN` can load its problem again."""
-    known = {"file": str(Path(file).absolute()), "options": dict(options), "model": model}
-    return known if search is None else {**known, "search": search}
+def origin(file: str, options: Mapping[str, str], **more: Any) -> dict[str, Any]:
+    """What is kept with a run so that `trace-opt resume RUN` can load its problem again.
+
+    Args:
+        file: The problem's.
+        options: What `--set` gave.
+        more: What else the command line said of the search; what is None or False goes without saying.
+    """
+    known = {"file": str(Path(file).absolute()), "options": dict(options), "model": None}
+    return {**known, **{name: value for name, value in more.items() if value}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +45,7 @@ class Conduct:
         store: What `--store` named; "none" keeps nothing.
         json: Whether the answer is JSON.
         quiet: Whether no progress is shown.
+        approve: Whether the person at the terminal is asked before the search builds on a proposal.
     """
 
     problem: Problem
@@ -45,6 +53,7 @@ class Conduct:
     store: str | None = None
     json: bool = False
     quiet: bool = False
+    approve: bool = False
 
     @property
     def kept(self) -> bool:
@@ -64,9 +73,10 @@ def conduct(what: Conduct) -> int:
         if event.kind == "start":
             _greet(what, watcher)
 
+    asking: dict[str, Any] = {"approve": asker(watcher)} if what.approve else {}
     try:
         with watcher:
-            run = what.problem.optimize(**what.options, store=store, on_event=listen)
+            run = what.problem.optimize(**what.options, **asking, store=store, on_event=listen)
     except KeyboardInterrupt:
         tell("interrupted", *_way_back(what, watcher))
         return INTERRUPTED
@@ -106,7 +116,8 @@ def _finish(what: Conduct, watcher: Watcher, run: Run) -> int:
     else:
         answer(*run_lines(what.problem, run, report, watcher))
         if run.id and not what.quiet:
-            suggest(*run_commands(run.id, what.store))
+            code = any(parameter.kind == "code" for parameter in run.parameters.values())
+            suggest(*run_commands(run.id, what.store, code=code))
     return OK
 
 

@@ -51,7 +51,7 @@ def diff(
     if not lines:
         tell(f"{a} and {b} have the same values")
         return
-    answer(*map(_coloured, lines))
+    answer(*map(coloured, lines))
     kind = "code" if any(parameter.kind == "code" for parameter in record.parameters) else "text"
     suggest(f"trace-opt export {record.info.id}{with_store(store)} --format {kind}")
 
@@ -95,7 +95,8 @@ def diff_lines(left: Mapping[str, Any], right: Mapping[str, Any], a: str, b: str
     return lines
 
 
-def _coloured(line: str) -> str | Text:
+def coloured(line: str) -> str | Text:
+    """A line of a diff as a terminal shows it."""
     from trace_opt.cli.terminal import styled
 
     if line.startswith(("---", "+++")):
@@ -163,7 +164,7 @@ def _write(record: RunRecord, values: Mapping[str, Any], file: str | None, optio
 
     changes = file_changes(values, found_functions(record, file, options))
     for path, (before, after) in changes.items():
-        answer(*map(_coloured, change_lines(path, before, after)))
+        answer(*map(coloured, change_lines(path, before, after)))
     for path, (_, after) in changes.items():
         write_whole(path, after)
         tell(f"wrote {path}")

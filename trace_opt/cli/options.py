@@ -71,6 +71,25 @@ SearchOption = Annotated[
         "on the few best (beam).",
     ),
 ]
+TimeoutOption = Annotated[
+    float | None,
+    typer.Option(
+        "--timeout", metavar="SECONDS", help="What a rollout may take at most; one that takes longer has failed."
+    ),
+]
+ApproveOption = Annotated[
+    bool, typer.Option("--approve", help="Ask on the terminal before the search builds on a proposal.")
+]
+FromOption = Annotated[
+    str | None,
+    typer.Option("--from", metavar="RUN", help="Start from the best values of a run: its id, or `last`."),
+]
+ReuseOption = Annotated[
+    bool,
+    typer.Option(
+        "--reuse", help="Take rollouts that runs in the store have made already, where nothing about them differs."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 CaptureOption = Annotated[
@@ -83,6 +102,24 @@ ReplayOption = Annotated[
 OutputOption = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write to a file instead of stdout.")
 ]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Common:
+    """The options of whatever runs a search."""
+
+    budget: BudgetOption = None
+    model: ModelOption = None
+    store: StoreOption = None
+    sets: Sets = None
+    concurrency: ConcurrencyOption = None
+    executor: ExecutorOption = None
+    address: AddressOption = None
+    reuse: ReuseOption = False
+    json: JsonOption = False
+    quiet: QuietOption = False
+    capture: CaptureOption = None
+    replay: ReplayOption = None
 
 
 def parsed_sets(given: Sequence[str] | None) -> dict[str, str]:

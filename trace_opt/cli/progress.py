@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,18 @@ class Watcher:
     ) -> None:
         self._bar = None
         self._stack.close()
+
+    @contextmanager
+    def paused(self) -> Generator[None]:
+        """Let go of the last line of the terminal meanwhile."""
+        bar = self._bar
+        if bar is not None:
+            bar.stop()
+        try:
+            yield
+        finally:
+            if bar is not None:
+                bar.start()
 
     def event(self, event: Event) -> None:
         """Take one event."""

@@ -45,4 +45,4 @@ def show(
         answer_json(record_document(record))
     else:
         answer(*record_lines(record, all_trials=all_trials))
-        suggest(*record_commands(record.info, store))
+        suggest(*record_commands(record, store))

@@ -40,7 +40,7 @@ class Feedback:
     """Not empty once `propagate` has run the backward pass of `loss`, which happens once for each Feedback."""
 
     def __post_init__(self) -> None:
-        if self.score is None:
+        if self.score is None or (type(self.score) is float and math.isfinite(self.score)):
             return
         if isinstance(self.score, Mapping):
             if not self.score:
@@ -60,7 +60,7 @@ class Feedback:
     @property
     def value(self) -> float | None:
         """The score that decides: the only one, or the first of several."""
-        return next(iter(self.scores.values()), None)
+        return next(iter(self.score.values()), None) if isinstance(self.score, dict) else self.score
 
     @classmethod
     def of(cls, given: object) -> Feedback:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping
+from copy import copy
 from typing import TYPE_CHECKING, Any, cast
 
 from trace_opt.core.context import RolloutState
@@ -97,6 +98,22 @@ class Graph:
         self._tip = None if frame is None else frame.control()
         fault, self._fault = self._fault, None
         return fault
+
+    def given_up(self) -> Graph:
+        """What was recorded so far, where the thread that goes on cannot be stopped: what it does is recorded nowhere."""
+        frame = self.frame
+        self.open = False
+        for strand in self.strands:
+            # lines that still run append to the lists that they know
+            strand.nodes = list(strand.nodes)
+        made = copy(self)
+        tip = self._tip if frame is None else frame.last
+        known = tip is not None and any(tip is node for strand in self.strands for node in reversed(strand.nodes))
+        made.frame, made._tip = None, tip if known else None
+        made.strands, made._outputs = list(self.strands), list(self._outputs)
+        made._parameters, made._output_of = dict(self._parameters), dict(self._output_of)
+        made._layout = None
+        return made
 
     def holds(self, node: Node[Any]) -> bool:
         """Whether a node belongs to this recording."""

@@ -22,6 +22,7 @@ from trace_opt.core.rollout import Cost
 from trace_opt.errors import BudgetError, LLMError
 from trace_opt.llm.base import LLM, Layer, Reply, Request
 from trace_opt.llm.faults import CallError
+from trace_opt.llm.meter import Later
 
 DEFAULT_PATH = Path(".trace_opt/cache.db")
 _SCHEMA_VERSION = 1
@@ -234,8 +235,8 @@ class Cache(Layer):
             try:
                 reply = await self._join(key, flight)
                 return replace(reply, cost=Cost(), cached=True)
-            except BudgetError:
-                continue  # the one who sent it could not pay; perhaps this one can
+            except (BudgetError, Later):
+                continue  # the one who sent it could not pay, or not yet; perhaps this one can
             except CallError as error:
                 raise error.again() from None
             except asyncio.CancelledError:

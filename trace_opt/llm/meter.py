@@ -6,15 +6,37 @@ reservation stays booked, since the provider may bill it. A budget behind a `Led
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import asyncio
+from collections.abc import Awaitable, Callable, Generator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from trace_opt.core.rollout import Cost
 from trace_opt.llm.base import Layer, Reply, Request
 from trace_opt.llm.faults import CallError
+
+T = TypeVar("T")
+
+
+class Later(Exception):  # noqa: N818 # no error: it only has to wait
+    """A request may be covered once others are settled, so it is to be asked for again then.
+
+    Nothing may be held meanwhile that others need to come to their end, such as a turn with the model.
+
+    Args:
+        until: Done when asking again makes sense.
+    """
+
+    def __init__(self, until: Future[None]) -> None:
+        super().__init__("others have to be settled first")
+        self._until = until
+
+    async def over(self) -> None:
+        """Wait for it, on any event loop."""
+        await asyncio.wrap_future(self._until)
 
 
 class Ledger(Protocol):
@@ -31,6 +53,7 @@ class Ledger(Protocol):
 
         Raises:
             BudgetError: what is left does not cover it, or there is a limit in US dollars and `worst.usd` is None.
+            Later: what others have in flight is to be settled first.
         """
         ...
 
@@ -109,11 +132,24 @@ def count(cost: Cost) -> None:
         meter.add(cost)
 
 
+async def patiently(send: Callable[[], Awaitable[T]]) -> T:
+    """What `send` gives, which is called again as often as it has to wait for what others spend."""
+    while True:
+        try:
+            return await send()
+        except Later as later:
+            await later.over()
+
+
 class Meter(Layer):
     """Reserves, sends and settles one request."""
 
     async def asend(self, request: Request) -> Reply:
-        """Reserve, send, settle."""
+        """Reserve, send, settle.
+
+        Raises:
+            Later: others have to be settled first; `patiently` waits for that outside of all that is held here.
+        """
         ledger = LEDGER.get()
         worst = self.price(request)
         token = None if ledger is None else ledger.reserve(worst)

@@ -23,7 +23,7 @@ from trace_opt.errors import LLMError, LLMErrorKind
 from trace_opt.llm.base import LLM, Reply, Request
 from trace_opt.llm.cache import described, dump_reply, load_reply
 from trace_opt.llm.faults import UNSENT, CallError
-from trace_opt.llm.meter import LEDGER, count
+from trace_opt.llm.meter import LEDGER, count, patiently
 
 
 class Capture:
@@ -114,7 +114,7 @@ class Replay:
                 kind="model",
             ) from None
 
-    def play(self, key: str, request: Request, llm: LLM) -> Reply:
+    async def play(self, key: str, request: Request, llm: LLM) -> Reply:
         """Answer a call as it was answered, and charge what that cost: the n-th such call what the n-th one did.
 
         Raises:
@@ -125,7 +125,8 @@ class Replay:
             costs = self._costs.get(key)
             cost = costs.popleft() if costs else Cost()  # asked once more than it was paid for: the cache answered then
         if cost.calls or key not in self._answers:  # what the budget refused then is in no file, and refused again
-            _charge(cost, llm.price(request))
+            worst = llm.price(request)
+            await patiently(lambda: _charge(cost, worst))
         return self.find(key, request, llm.name)
 
     def find(self, key: str, request: Request, name: str) -> Reply:
@@ -148,7 +149,7 @@ class Replay:
         raise CallError(answer[1], kind=answer[0], spent=UNSENT)
 
 
-def _charge(cost: Cost, worst: Cost) -> None:
+async def _charge(cost: Cost, worst: Cost) -> None:
     """Reserve and settle at once, as `Meter` does around a request."""
     ledger = LEDGER.get()
     if ledger is not None:

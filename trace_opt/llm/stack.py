@@ -22,7 +22,7 @@ from trace_opt.llm import loop, replay
 from trace_opt.llm.base import LLM, Reply, Request, checked, tokens_in_at_most, tokens_out_at_most
 from trace_opt.llm.elsewhere import Spec, Table, the_line
 from trace_opt.llm.limits import Deadline, Limit, Retry, gate_for
-from trace_opt.llm.meter import Meter, metering
+from trace_opt.llm.meter import Meter, metering, patiently
 from trace_opt.llm.prices import Price
 
 _SEEDS = 2**31
@@ -97,7 +97,7 @@ class Connected(LLM):
         """Answer through the whole stack, from any event loop."""
         request = seeded(checked(request), self.identity)
         if (tape := replay.replaying()) is not None:
-            return tape.play(caching.key_of(self.identity, request), request, self)
+            return await tape.play(caching.key_of(self.identity, request), request, self)
         if (capture := replay.capturing()) is None:
             return await loop.carried(self._answer(request))
         key = caching.key_of(self.identity, request)
@@ -124,7 +124,8 @@ class Connected(LLM):
             await self.backend.load()
         if self._built is None or self._built[0] is not here:  # not yet by another task that waited as well
             self._built = here, self._build()
-        return await self._built[1].asend(request)
+        stack = self._built[1]
+        return await patiently(lambda: stack.asend(request))
 
     def _build(self) -> LLM:
         limits = self._limits

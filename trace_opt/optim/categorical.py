@@ -48,7 +48,8 @@ class Categorical(Optimizer):
 
     Args:
         sources: Optimizers that are asked once, at the first proposal, for texts and demonstration sets to search:
-            `Categorical(sources=[OptoPrime(), Demos()])`. Parameters stay owned by Categorical.
+            `Categorical(sources=[OptoPrime(), Demos()])` searches several instructions with several sets, as MIPRO does.
+            Parameters stay owned by Categorical.
         startup: How many trials look around before TPE has something to learn from.
     """
 

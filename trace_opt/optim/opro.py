@@ -52,6 +52,7 @@ class OPRO(Proposer):
         objective: What to aim for, in words.
         max_tokens: The most that an answer may take.
         temperature: How much answers vary; None leaves it to the model's defaults.
+        alternatives: How many sets of values it gives as a source of `Categorical`, one request each.
     """
 
     def __init__(
@@ -64,8 +65,11 @@ class OPRO(Proposer):
         objective: str = OBJECTIVE,
         max_tokens: int = 4096,
         temperature: float | None = None,
+        alternatives: int = 8,
     ) -> None:
-        super().__init__(model, tokens=tokens, max_tokens=max_tokens, temperature=temperature)
+        super().__init__(
+            model, tokens=tokens, max_tokens=max_tokens, temperature=temperature, alternatives=alternatives
+        )
         self.solutions = solutions
         self.examples = examples
         self.objective = objective

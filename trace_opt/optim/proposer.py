@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, final
 from trace_opt.errors import LLMError, ReplyError
 from trace_opt.optim.base import Optimizer, Proposal, Trial
 from trace_opt.optim.functions import RULES, codes
-from trace_opt.optim.memory import key_of
+from trace_opt.optim.memory import Attempt, attempts_text, key_of
 from trace_opt.optim.reply import ask
 from trace_opt.optim.schema import answerable
 from trace_opt.optim.text import name_text
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from trace_opt.llm.base import LLM
 
 
+_IDLE = 2
+_SUGGESTED = "# Suggested already\nThese will be tried; give values that differ from them in what they say, not in a word or two."
+
+
 class Proposer(Optimizer):
     """Asks a language model once a step for new values of all its parameters, and once more about invalid ones.
 
@@ -28,6 +32,7 @@ class Proposer(Optimizer):
         tokens: The most that the problem text may take.
         max_tokens: The most that an answer may take.
         temperature: How much the model's answers vary; None leaves it to the model's defaults.
+        alternatives: How many sets of values `family` asks for.
 
     Attributes:
         reflects: It reads what went wrong, so a search may ask it about one of its parameters alone.
@@ -42,8 +47,12 @@ class Proposer(Optimizer):
         tokens: int,
         max_tokens: int,
         temperature: float | None,
+        alternatives: int,
     ) -> None:
         super().__init__()
+        if alternatives < 1:
+            raise ValueError(f"{type(self).__name__} got alternatives={alternatives!r}; give at least 1")
+        self.alternatives = alternatives
         self._llm = _connected(model)
         self.needs_model = self._llm is None
         self.tokens = tokens
@@ -83,6 +92,44 @@ class Proposer(Optimizer):
             ReplyError: neither reply held a valid value.
             ValueError: the variables alone do not fit in `tokens`.
         """
+        return await self._asked(parameters, rollouts, history, ())
+
+    @final
+    async def family(
+        self, parameters: Sequence[Parameter[Any]], rollouts: Rollouts, history: Sequence[Trial]
+    ) -> dict[str, list[Any]]:
+        """Several sets of values, as a source of `Categorical`: each is asked for with the earlier ones shown.
+
+        Asking ends before `alternatives` where two replies in a row bring nothing new.
+
+        Raises:
+            LLMError, ValueError: as `propose`.
+            ReplyError: no reply held a valid value.
+        """
+        found: list[Mapping[str, Any]] = []
+        problem: ReplyError | None = None
+        idle = 0
+        for number in range(self.alternatives):
+            values: Mapping[str, Any] = {}
+            try:
+                values = (await self._asked(parameters, rollouts, history, found, number)).values
+            except ReplyError as error:
+                problem = error
+            if values and values not in found:
+                found.append(values)
+                idle = 0
+            else:
+                idle += 1
+            if idle == _IDLE:
+                break
+        if problem is not None and not found:
+            raise problem
+        return {p.name: [values[p.name] for values in found if p.name in values] for p in parameters}
+
+    async def _asked(
+        self, parameters: Sequence[Parameter[Any]], rollouts: Rollouts, history: Sequence[Trial],
+        suggested: Sequence[Mapping[str, Any]], number: int = 0,
+    ) -> Proposal:  # fmt: skip
         if self._llm is None:
             raise LLMError(
                 f"{type(self).__name__} has no model; pass one, as in {type(self).__name__}('openai/gpt-4.1-mini')",
@@ -90,11 +137,13 @@ class Proposer(Optimizer):
             )
         if not len(rollouts):
             return Proposal(reason="there is no rollout to learn from")
+        others = attempts_text(parameters, [Attempt(values, None) for values in suggested], _SUGGESTED)
+        parts = [self.question(parameters, rollouts, history), others, closing(parameters)]
         messages = [
             {"role": "system", "content": self.system},
-            {"role": "user", "content": f"{self.question(parameters, rollouts, history)}\n\n{closing(parameters)}"},
+            {"role": "user", "content": "\n\n".join(part for part in parts if part)},
         ]
-        answer, notes = await ask(self._llm, messages, parameters, seed=rollouts.seed, **self._fields)
+        answer, notes = await ask(self._llm, messages, parameters, seed=rollouts.seed + number, **self._fields)
         if not answer.values and answer.problems:
             name, why = next(iter(answer.problems.items()))
             raise ReplyError(

@@ -21,6 +21,7 @@ from trace_opt.search.more import More
 from trace_opt.search.splits import rollout_seed
 
 if TYPE_CHECKING:
+    from trace_opt.search.admission import Place
     from trace_opt.search.session import Session
 
 Focus = Callable[[int, Optimizer, list[Parameter[Any]], Sequence[Rollout]], list[Parameter[Any]]]
@@ -37,12 +38,14 @@ class Asked:
         step, slot: Its place.
         number: Its number in the run, from 1.
         base: The candidate that it is to be made from.
+        place: Its place among those of its step.
     """
 
     step: int
     slot: int
     number: int
     base: Candidate
+    place: Place | None = None
 
 
 class Asking:
@@ -86,11 +89,14 @@ class Asking:
             LLMError: a model refuses for good, or several calls in a row failed.
             BudgetError: the budget does not cover it.
         """
-        for optimizer in self._turns(asked):
-            attempt = await self._ask(optimizer, asked, focus)
-            if attempt is not None:
-                return attempt
-        return None
+        try:
+            for optimizer in self._turns(asked):
+                attempt = await self._ask(optimizer, asked, focus)
+                if attempt is not None:
+                    return attempt
+            return None
+        finally:
+            self._bench.ledger.finish(asked.place)
 
     def _numbers(self, asked: Asked) -> tuple[int, ...]:
         return self._bench.data.minibatch(self._bench.seed, asked.step, asked.slot, self._minibatch)
@@ -105,12 +111,16 @@ class Asking:
         place = f"{asked.step}/{asked.slot}"
         seed = rollout_seed(bench.seed, f"proposal/{place}")
         session.tell("proposing", f"step {asked.step}: asking {name}", step=asked.step, optimizer=name)
+        account = bench.ledger.account("optimizer", f"proposal {asked.number} by {name}", asked.place)
         items: list[Rollout] = []
+        if not getattr(optimizer, "reflects", False):
+            await account.turn()  # what it will run, and what it learns by that, is not known beforehand
         if _wants_rollouts(optimizer):
             numbers = self._numbers(asked)
+            if any(n not in base.kept for n in numbers):
+                await account.turn()
             await bench.rollouts([(base, numbers)], "minibatch")
             items = [base.kept[n] for n in numbers]
-        account = bench.ledger.account("optimizer", f"proposal {asked.number} by {name}")
         part = f"proposal {place}/{self.turn_of.index(session.optimizers.index(optimizer))}"
         more = More(bench, session.keeper, base.values, account, part, self.saved.get(part), seed, self._test)
         rollouts = Rollouts(items, train=self._train, seed=seed, runner=more)

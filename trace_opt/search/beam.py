@@ -30,7 +30,7 @@ class Beam:
         beam: Candidates that a step builds on.
         proposals: Proposals asked for from each of them, all at once.
         minibatch: Training rollouts of the parent that a proposal is made from.
-        gate: What a proposal must show against its parent.
+        gate: What a proposal must show against its parent, and the winner of a race against the start.
         guards: What proposed texts are held to; None lets all through.
 
     Raises:
@@ -64,7 +64,7 @@ class Beam:
     async def run(self, session: Session, raced: Mapping[str, Sequence[Any]]) -> str:
         """See `Search.run`."""
         if session.step < 0:
-            await race(session, raced, gate=Gate.search(block=BLOCK))
+            await race(session, raced, gate=self.gate)
         data = session.bench.data
         known = None if self.guards is None else self.guards.phrases([data.examples[n] for n in data.train])
         await prepare(session, session.order)
@@ -83,7 +83,7 @@ class Beam:
         tests = await judge.test(session, attempts)
         going = [test for test in tests if test.passes]
         await session.bench.score([(test.candidate, session.order) for test in going], "trials")
-        beam = self._best(session, [*members, *(test.candidate for test in going)])
+        beam = await self._beam(session, members, going)
         for test in tests:
             self._judged(session, test, beam)
         for gone in members:
@@ -93,11 +93,26 @@ class Beam:
         session.strategy = {"beam": [candidate.id for candidate in beam]}
         session.conclude(attempts)
 
+    async def _beam(self, session: Session, members: Sequence[Candidate], going: list[Tested]) -> list[Candidate]:
+        """The best of members and newcomers; who is refused makes place for the next."""
+        agreed: list[Tested] = []
+        while True:
+            beam = self._best(session, [*members, *(test.candidate for test in going)])
+            asked = [test for test in going if test.candidate in beam and test not in agreed]
+            if not asked:
+                return beam
+            for test in asked:
+                if await session.approving.allows(test.attempt, f"{test.said}, place {_place(test, beam)} of the beam"):
+                    agreed.append(test)
+                else:
+                    going.remove(test)
+
     @staticmethod
     def _judged(session: Session, test: Tested, beam: Sequence[Candidate]) -> None:
+        if not test.attempt.open:
+            return
         if test.candidate in beam:
-            place = beam.index(test.candidate) + 1
-            session.admit(test.attempt, f"accepted: {test.said}, place {place} of the beam")
+            session.admit(test.attempt, f"accepted: {test.said}, place {_place(test, beam)} of the beam")
         else:
             test.attempt.verdict = f"dropped: {test.said}{', but not in the beam' if test.passes else ''}"
 
@@ -112,3 +127,7 @@ class Beam:
     def _best(self, session: Session, candidates: Sequence[Candidate]) -> list[Candidate]:
         ranked = sorted(candidates, key=lambda c: (-mean_on(session, c, session.order), c.id))
         return ranked[: self.beam]
+
+
+def _place(test: Tested, beam: Sequence[Candidate]) -> int:
+    return beam.index(test.candidate) + 1

@@ -6,19 +6,16 @@ depend on when it runs: its seed comes from the run's seed and its example.
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from trace_opt.core.binding import bind
 from trace_opt.core.codec import content_hash, encode
 from trace_opt.core.graph import Graph
 from trace_opt.core.rollout import Rollout
-from trace_opt.errors import BudgetError
 from trace_opt.search.candidate import Candidate, Score
+from trace_opt.search.dispatch import Dispatch, telling
 from trace_opt.search.draws import Draws
 from trace_opt.search.options import Event
 from trace_opt.search.restoring import Stored, restored
@@ -27,24 +24,19 @@ from trace_opt.search.splits import Data, rollout_seed
 from trace_opt.store.rows import RolloutRow
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
     from trace_opt.core.parameter import Parameter
     from trace_opt.core.reuse import Memos
-    from trace_opt.search.budget import Account, Ledger
+    from trace_opt.search.account import Account
     from trace_opt.search.executors import Executor
+    from trace_opt.search.ledger import Ledger
+    from trace_opt.search.reusing import Reuse
     from trace_opt.store.writer import Writer
-
-T = TypeVar("T")
 
 LONG_S = 0.05
 """A rollout that took this long is committed at once, as one that paid is."""
 
 _MOST_KEPT = 64
 _UNLISTED = -1
-_INLINE_S = 0.02
-_YIELD_S = 0.05
-_TELL_S = 0.25
 
 
 class Bench:
@@ -69,6 +61,7 @@ class Bench:
         stored: What earlier sessions left, by candidate and example.
         parameters: By full name, for graphs from the store; set once they are known.
         reached: The parameters that the rollouts on each example read, while `watch` is on.
+        reuse: Finds rollouts of other runs, or None.
     """
 
     def __init__(
@@ -86,21 +79,25 @@ class Bench:
         self.stored: dict[tuple[int, int], Stored] = {}
         self.parameters: Mapping[str, Parameter[Any]] = {}
         self.reached: dict[int, list[Parameter[Any]]] = {}
+        self.reuse: Reuse | None = None
         self._roller = roller
         self._executor = executor
+        self._dispatch = Dispatch(roller, executor, ledger)
         self._range_floor = floor
         self._tell = tell
         self._seeds = [rollout_seed(seed, key) for key in data.keys]
         self._bound: dict[int, Bound] = {}
         self._keep_graphs = keep_graphs
         self._keep_all = data.shared and len(data.train) <= _MOST_KEPT
-        self._finished = 0
         self._numbers = {id(data.examples[n]): n for n in data.train}
         self._quick_s = math.inf  # what the slowest of the last unsaved rollouts took
         self._scored_s = math.inf  # what the slowest of the last others took, none of which asked a model
-        self._yielded = 0.0
-        self._draws: bool | None = None  # whether training rollouts draw from torch's own stream
         self._warned = False
+
+    @property
+    def executor(self) -> Executor:
+        """Runs many rollouts, and lends threads."""
+        return self._executor
 
     @property
     def floor(self) -> float:
@@ -130,16 +127,19 @@ class Bench:
                         job = self._job(candidate, number, keep=keep, repeat=repeat)
                         todo[candidate.id, number, repeat], keep = (candidate, job), False
         await self._run(list(todo.values()), phase)
-        for candidate, numbers in wanted:
-            self._saw(candidate.scores[n] for n in numbers)
+        self._see(wanted)
 
     def _keeps(self, number: int) -> bool:
         """Whether the graph of a rollout on an example is wanted: of the first, and of all where train is val too."""
         return self._keep_graphs and (number == self.order[0] or (self._keep_all and number in self.data.train))
 
-    def _saw(self, scores: Iterable[Score]) -> None:
-        values = [score.value for score in scores if score.value is not None]
-        self.lowest = min(values, default=self.lowest) if self.lowest == math.inf else min([self.lowest, *values])
+    def _see(self, wanted: Sequence[tuple[Candidate, Sequence[int]]]) -> None:
+        """Note the lowest score."""
+        for candidate, numbers in wanted:
+            for number in numbers:
+                value = candidate.scores[number].value
+                if value is not None and value < self.lowest:
+                    self.lowest = value
 
     async def rollouts(self, wanted: Sequence[tuple[Candidate, Sequence[int]]], phase: str) -> None:
         """Have candidates run on examples with graphs, into `Candidate.kept`.
@@ -215,10 +215,10 @@ class Bench:
             BudgetError: the budget does not cover all of them.
         """
         self.ledger.take_unsaved(len(jobs))
-        if self._quick(self._quick_s * len(jobs)):
-            found = await self._inline(jobs, self._roller.run)
+        if self._dispatch.quick(self._quick_s * len(jobs)):
+            found = await self._dispatch.inline(jobs, self._roller.run)
         else:
-            found = await self._through(jobs)
+            found = await self._dispatch.training(jobs)
         slowest = 0.0
         rollouts: list[Rollout] = []
         for rollout, account in found:
@@ -228,36 +228,6 @@ class Bench:
                 accounts.append(account)
         self._quick_s = slowest if found else self._quick_s
         return rollouts
-
-    async def _through(self, jobs: Sequence[Job]) -> list[tuple[Rollout, Account]]:
-        """Run jobs by the executor; those that draw from torch's own stream one by one, for the process has only one."""
-        if self._roller.is_async:
-            return await self._executor.run(jobs, self._roller.arun)
-        if self._draws is False or self._executor.apart or not all(job.training for job in jobs):
-            return await self._executor.run(jobs, self._roller.run)
-        found: list[tuple[Rollout, Account]] = []
-        for job in jobs:
-            job.draws = False
-            found += await self._executor.run([job], self._roller.run)
-        self._draws = bool(self._draws) or any(job.draws for job in jobs)
-        return found
-
-    def _quick(self, seconds: float) -> bool:
-        """Whether handing work to threads would take longer than such work itself."""
-        return seconds < _INLINE_S and not self._roller.is_async and not self._executor.apart
-
-    async def _inline(self, jobs: Sequence[Job], work: Callable[[Job], T]) -> list[T]:
-        """Run jobs here and now, as a thread of their own would: no event loop is running for their code."""
-        loop = asyncio._get_running_loop()
-        asyncio._set_running_loop(None)
-        try:
-            found = [work(job) for job in jobs]
-        finally:
-            asyncio._set_running_loop(loop)
-        if perf_counter() - self._yielded > _YIELD_S:
-            self._yielded = perf_counter()
-            await asyncio.sleep(0)
-        return found
 
     # -- running -----------------------------------------------------------------------------------------------------
 
@@ -276,53 +246,59 @@ class Bench:
             candidate, values, number, example, bound=bound, seed=self._seeds[number], name=self.data.name, keep=keep
         )
 
-    async def _run(self, todo: list[tuple[Candidate, Job]], phase: str) -> None:
+    async def _run(self, todo: Sequence[tuple[Candidate, Job]], phase: str) -> None:
         """Run jobs and put what came of each to its candidate."""
+        if self.reuse is not None:
+            todo = [(candidate, job) for candidate, job in todo if not self._reused(self.reuse, candidate, job)]
         if not todo:
             return
-        fresh = sum(self._is_new(candidate, job) for candidate, job in todo)
-        self.ledger.take_rollouts(fresh)
-        finished: dict[Job, tuple[Candidate, Rollout]] = {}
-        owners = {job: candidate for candidate, job in todo}
+        self.ledger.take_rollouts(sum(self._is_new(candidate, job) for candidate, job in todo))
+        finished: dict[Job, Rollout] = {}
 
-        def work(job: Job) -> None:
-            rollout, account = self._roller.run(job)
+        def finish(job: Job, rollout: Rollout, account: Account) -> None:
             self._finish(job, rollout, account)
-            finished[job] = owners[job], rollout
+            finished[job] = rollout
 
-        async def awork(job: Job) -> None:
-            rollout, account = await self._roller.arun(job)
-            self._finish(job, rollout, account)
-            finished[job] = owners[job], rollout
-
-        jobs = [job for _, job in todo]
         try:
-            async with self._telling(phase, len(jobs)):
-                # those who try several candidates at once want them to run at once
-                few = len({candidate.id for candidate, _ in todo}) <= 2
-                quick = few and self._quick(self._scored_s * len(jobs))
-                await self._all(jobs, awork if self._roller.is_async else work, finished, inline=quick)
-        finally:
-            for job in jobs:
-                if job in finished:
-                    self._apply(job, *finished[job])
-            took = [math.inf if rollout.cost.calls else rollout.seconds for _, rollout in finished.values()]
-            self._scored_s = max(took, default=math.inf)
-            self.ledger.give_rollouts(sum(self._is_new(c, job) for c, job in todo if job not in finished))
-
-    async def _all(self, jobs: list[Job], work: Any, finished: Mapping[Job, Any], *, inline: bool) -> None:
-        """Run jobs at once; where reservations in flight use the budget up, the rest one by one."""
-        try:
-            if inline:
-                await self._inline(jobs, work)
+            if self._tell is None:
+                await self._dispatched(todo, finish)
             else:
-                await self._executor.run(jobs, work)
-        except BudgetError:
-            if not finished and self.ledger.on_first is not None:
-                raise
-            for job in jobs:
-                if job not in finished:
-                    await self._executor.run([job], work)
+                async with telling(self._tell, phase, len(todo), lambda: len(finished)):
+                    await self._dispatched(todo, finish)
+        finally:
+            slowest = 0.0 if finished else math.inf
+            for candidate, job in todo:
+                rollout = finished.get(job)
+                if rollout is None:
+                    break  # what came after one that was refused was run by chance, and counts for nothing
+                self._apply(job, candidate, rollout)
+            for rollout in finished.values():
+                slowest = max(slowest, math.inf if rollout.cost.calls else rollout.seconds)
+            self._scored_s = slowest
+            if len(finished) < len(todo):
+                self.ledger.give_rollouts(sum(self._is_new(c, job) for c, job in todo if job not in finished))
+
+    async def _dispatched(
+        self, todo: Sequence[tuple[Candidate, Job]], finish: Callable[[Job, Rollout, Account], None]
+    ) -> None:
+        jobs = [job for _, job in todo]
+        # those who try several candidates at once want them to run at once
+        if self._dispatch.quick(self._scored_s * len(jobs)) and len({job.candidate for job in jobs}) <= 2:
+            await self._dispatch.inline(jobs, lambda job: finish(job, *self._roller.run(job)))
+        else:
+            await self._dispatch.run(jobs, finish)
+
+    def _reused(self, reuse: Reuse, candidate: Candidate, job: Job) -> bool:
+        """Take a rollout from another run, where there is one like it; it becomes one of this run."""
+        found = reuse.find(job) if self._is_new(candidate, job) else None
+        if found is None:
+            return False
+        if self._roller.seen is not None:
+            self.reached[job.number] = found.reached
+        self._keep(job, found.rollout, {**self._data(job, found.rollout), "reused": True}, graph=found.graph)
+        self._apply(job, candidate, found.rollout)
+        reuse.count(found.rollout.cost, found.rollout.seconds)
+        return True
 
     def _is_new(self, candidate: Candidate, job: Job) -> bool:
         """Whether a rollout was never paid for; a graph that was not kept is made again for nothing."""
@@ -330,17 +306,24 @@ class Bench:
 
     def _finish(self, job: Job, rollout: Rollout, account: Account) -> None:
         """Keep a rollout as soon as it is known; called where it ran."""
-        self._finished += 1
-        if self.writer is not None and not self.writer.closed:
-            now = rollout.cost.calls > 0 or rollout.seconds >= LONG_S
-            graph = rollout.graph.to_json() if now and rollout.graph is not None else None
-            cost = rollout.cost
-            row = RolloutRow(
-                job.candidate, job.number, job.repeat, self.draws.value(rollout), self._data(job, rollout), cost.calls,
-                cost.tokens_in, cost.tokens_out, cost.usd, rollout.seconds,
-            )  # fmt: skip
-            self.writer.rollout(row, spend=account.spend, landed=account.flights, graph=graph, now=now)
+        now = rollout.cost.calls > 0 or rollout.seconds >= LONG_S
+        graph = rollout.graph.to_json() if now and rollout.graph is not None and self.writer is not None else None
+        self._keep(job, rollout, self._data(job, rollout), graph=graph, account=account, now=now)
         self.ledger.land(account)
+
+    def _keep(
+        self, job: Job, rollout: Rollout, data: Mapping[str, Any], *, graph: str | None, account: Account | None = None,
+        now: bool = False,
+    ) -> None:  # fmt: skip
+        if self.writer is None or self.writer.closed:
+            return
+        cost = rollout.cost
+        row = RolloutRow(
+            job.candidate, job.number, job.repeat, self.draws.value(rollout), data, cost.calls, cost.tokens_in,
+            cost.tokens_out, cost.usd, rollout.seconds,
+        )  # fmt: skip
+        spend, landed = ({}, ()) if account is None else (account.spend, account.flights)
+        self.writer.rollout(row, spend=spend, landed=landed, graph=graph, now=now)
 
     def _data(self, job: Job, rollout: Rollout) -> dict[str, Any]:
         """What is kept of a rollout besides its numbers."""
@@ -355,7 +338,7 @@ class Bench:
         if job.keep:
             data["output"] = encode(rollout.output)
             data["node"] = rollout.node.index if rollout.node is not None else -1
-        if job.number in self.reached:
+        if self._roller.seen is not None and job.number in self.reached:
             data["reached"] = [parameter.name for parameter in self.reached[job.number]]
         return data
 
@@ -389,32 +372,6 @@ class Bench:
             shown = ", ".join(ends[:5]) + (", ..." if len(ends) > 5 else "")
             text = f"the workflow returns a plain value, so feedback is tied to all that it left open: {shown}"
             self._tell(Event("note", text, {"leaves": list(ends)}))
-
-    @asynccontextmanager
-    async def _telling(self, phase: str, total: int) -> AsyncGenerator[None]:
-        """Tell how far a block is, a few times a second."""
-        tell = self._tell
-        if tell is None:
-            yield
-            return
-        before = self._finished
-
-        def report() -> None:
-            done = self._finished - before
-            tell(Event("rollouts", f"{phase}: {done} of {total}", {"phase": phase, "done": done, "total": total}))
-
-        async def tick() -> None:
-            while True:
-                await asyncio.sleep(_TELL_S)
-                report()
-
-        report()
-        ticker = asyncio.create_task(tick())
-        try:
-            yield
-        finally:
-            ticker.cancel()
-            report()
 
     # -- what an earlier session left --------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from trace_opt.search.shipping import Returned, Shipment
 from trace_opt.search.sources import differing
 
 if TYPE_CHECKING:
-    from trace_opt.search.budget import Account
+    from trace_opt.search.account import Account
     from trace_opt.search.shipping import Parcel
 
 ATTEMPTS = 3
@@ -38,6 +38,10 @@ _LOOK_S = 0.05
 
 class WorkerLost(Exception):  # noqa: N818 # what happened, not what is wrong
     """A worker died with an order."""
+
+
+class WorkerStuck(Exception):  # noqa: N818 # as above
+    """A worker did not end an order in time, and was ended."""
 
 
 class Worker(Protocol):
@@ -78,6 +82,7 @@ class _Post:
     orders: set[int] = field(default_factory=set[int])
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     dead: bool = False
+    retired: bool = False
 
 
 class DistantExecutor(LocalExecutor):
@@ -108,6 +113,7 @@ class DistantExecutor(LocalExecutor):
         self._starting: set[asyncio.Task[None]] = set()
         self._fruitless = 0
         self._slots = 1
+        self._limit: float | None = None
         self._out = 0
         self._back = asyncio.Event()
         self._quarantine = asyncio.Lock()
@@ -146,6 +152,8 @@ class DistantExecutor(LocalExecutor):
         LocalExecutor.__init__(self, concurrency)
         self._slots = math.ceil(concurrency / max(1, self.count()))
         self._shipment, self._hashes = replace(shipment, slots=self._slots), hashes
+        # a worker says itself that a rollout took too long, unless something in it holds up even that
+        self._limit = None if shipment.timeout is None else shipment.timeout + _GRACE_S
         self._gateway = Gateway()
         self._out, self._back, self._quarantine = 0, asyncio.Event(), asyncio.Lock()
 
@@ -155,6 +163,9 @@ class DistantExecutor(LocalExecutor):
         Args:
             parcel: The order.
             account: Pays for it.
+
+        Raises:
+            WorkerStuck: it took too long, and its worker could not even say so.
         """
         errand = Errand(account)
         try:
@@ -206,7 +217,7 @@ class DistantExecutor(LocalExecutor):
                 continue
             finally:
                 self._out -= 1
-                if not post.dead:
+                if not post.dead and not post.retired:
                     self._posts.append(post)
                 self._back.set()
         return None
@@ -220,7 +231,7 @@ class DistantExecutor(LocalExecutor):
             self._back.clear()
             if post.orders:
                 await post.idle.wait()
-            if not post.dead:
+            if not post.dead and not post.retired:
                 return post
             self._out -= 1
             self._back.set()
@@ -235,8 +246,10 @@ class DistantExecutor(LocalExecutor):
         try:
             found = await self._answered(post, ticket, parcel)
             self._seconds.append(found.rollout.seconds)
+            if found.stuck:
+                self._retire(post)
             return found
-        except WorkerLost:
+        except (WorkerLost, WorkerStuck):
             self._gateway.lost(ticket)
             self._drop(post)
             raise
@@ -244,13 +257,21 @@ class DistantExecutor(LocalExecutor):
             post.orders.discard(ticket)
             if not post.orders:
                 post.idle.set()
+                if post.retired:
+                    self._drop(post)
 
     async def _answered(self, post: _Post, ticket: int, parcel: Parcel) -> Returned:
         gateway = self._gateway
         work = asyncio.ensure_future(post.worker.run(ticket, parcel))
         try:
+            if self._limit is not None:
+                await asyncio.wait([work], timeout=self._limit)
+                if not work.done():
+                    work.add_done_callback(_unheard)
+                    # one of several that held all up: each is run again in a worker that has no other
+                    raise WorkerLost("it was stuck") if post.dead or len(post.orders) > 1 else WorkerStuck
             data = await asyncio.shield(work)
-        except WorkerLost:
+        except (WorkerLost, WorkerStuck):
             raise
         except asyncio.CancelledError:
             self._cancel(post, ticket, work)
@@ -282,6 +303,12 @@ class DistantExecutor(LocalExecutor):
             gateway.cancel(ticket)
         late = asyncio.get_running_loop().call_later(_GRACE_S, give_up)
         work.add_done_callback(ended)
+
+    def _retire(self, post: _Post) -> None:
+        """Give a worker no further order, and end it once it has none."""
+        post.retired = True
+        if post in self._posts:
+            self._posts.remove(post)
 
     def _drop(self, post: _Post) -> None:
         if not post.dead:

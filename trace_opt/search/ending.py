@@ -17,7 +17,7 @@ from trace_opt.search.report import Difference, Report, Summary, spend_json
 from trace_opt.search.statistics import is_binary, mean
 
 if TYPE_CHECKING:
-    from trace_opt.search.budget import Ledger
+    from trace_opt.search.ledger import Ledger
     from trace_opt.search.session import Session
     from trace_opt.search.settings import Settings
     from trace_opt.store.writer import Writer
@@ -64,7 +64,7 @@ def report_of(
         difference = Difference.of(start.on(numbers), best.on(numbers), measure=measure, seed=settings.seed)
     claim = "none" if not held_out else "no evidence" if difference is None else difference.claim
     binary = is_binary(start.on(numbers)) and is_binary(best.on(numbers))
-    said = [*data.notes, *notes]
+    said = [*data.notes, *([settings.warm.says] if settings.warm.values else []), *notes]
     if best is start:
         said.append("no proposal was better, so the start's values stay")
     return Report(
@@ -75,6 +75,7 @@ def report_of(
         search_gate={} if settings.search.gate is None else error_rates(settings.search.gate, len(session.order)),
         front=tuple(_front(settings, session)), trials=len(session.attempts), accepted=sum(attempt.accepted for attempt in session.attempts),
         changed=_changed(session, best), spend=spend_json(ledger.spent), seconds=ledger.seconds, notes=tuple(said),
+        reused={} if session.bench.reuse is None else session.bench.reuse.to_json(),
         saved=saved_json(memory.saved) if (memory := MEMORY.get()) is not None else {},
     )  # fmt: skip
 
@@ -127,5 +128,7 @@ def _changed(session: Session, best: Candidate) -> dict[str, tuple[object, objec
 
 def finished(writer: Writer, session: Session, best: Candidate, report: Report) -> None:
     """Keep the report and the choice, with the next commit."""
+    # the test of a search without a gate brings scores to the start too
+    session.keeper.candidate(session.start)
     session.keeper.candidate(best)
     writer.set(best=best.id, report=json.dumps(report.to_json()))

@@ -16,9 +16,9 @@ from trace_opt.core.feedback import Guide
 from trace_opt.core.memory import remembering
 from trace_opt.core.rollout import Cost
 from trace_opt.errors import BudgetError
-from trace_opt.search.budget import Ledger
 from trace_opt.search.candidate import Candidate, record_of
 from trace_opt.search.ending import finished, report_of, run_test
+from trace_opt.search.ledger import Ledger
 from trace_opt.search.opening import Opening
 from trace_opt.search.options import Options
 from trace_opt.search.rollers import executor_of
@@ -200,7 +200,8 @@ class _Engine:
         )  # fmt: skip
 
     def _lose(self) -> None:
-        """Book what was paid for and never came to anything."""
+        """Book what was paid for and never came to anything; threads that are still at it send nothing more."""
+        self.opening.ledger.end()
         lost = self.opening.ledger.lose()
         if lost and self.writer is not None and not self.writer.closed:
             self.writer.lose(lost)

@@ -13,13 +13,15 @@ from trace_opt.core.rollout import Cost
 from trace_opt.errors import BudgetError, ProblemError
 from trace_opt.llm.meter import metering
 from trace_opt.search.bench import Bench
-from trace_opt.search.budget import Budget, Ledger
+from trace_opt.search.budget import Budget
 from trace_opt.search.candidate import Candidate
 from trace_opt.search.defaults import default_optimizers, give_model, owners, raced
 from trace_opt.search.ending import summary
 from trace_opt.search.engine import blocking
 from trace_opt.search.executors import LocalExecutor
+from trace_opt.search.forecast import Proposing, proposing
 from trace_opt.search.gate import smallest_gain
+from trace_opt.search.ledger import Ledger
 from trace_opt.search.memory import saved_json
 from trace_opt.search.options import Options
 from trace_opt.search.report import Report, spend_json
@@ -111,6 +113,7 @@ class Plan:
         first_call: What the first model call of a rollout costs at most; None where the first example needs none.
         smallest_gain: The smallest gain in mean score that the validation examples show with 80 % power at alpha .05; None
             where they show none, or nothing is tested.
+        proposal: What one proposal takes.
         notes: What else is to be known.
     """
 
@@ -125,6 +128,7 @@ class Plan:
     model: str
     first_call: Cost | None
     smallest_gain: float | None = None
+    proposal: Proposing | None = None
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -164,14 +168,19 @@ def plan(workflow: Callable[..., Any], train: Sequence[Any], guide: Guide, **opt
         owners(parameters.values(), optimizers) if settings.parameters is not None else _found(parameters, optimizers)
     )
     model = give_model(optimizers, owned, settings.model)
+    needed = needs(settings, proposing=True)
     combinations = 1
     for values in raced(settings.race, parameters).values() if parameters else ():
         combinations *= len(values)
     return Plan(
         name=settings.name, train=len(data.train), val=0 if data.shared else len(data.val), test=len(data.test),
-        budget=settings.budget.limits, rollouts=needs(settings, proposing=True), raced=combinations, model=model,
+        budget=settings.budget.limits, rollouts=needed, raced=combinations, model=model,
         parameters={name: type(optimizers[place]).__name__ for name, place in owned.items()},
         first_call=_first_call(workflow, guide, data.examples[data.order(settings.seed)[0]]), smallest_gain=_smallest(settings),
+        proposal=proposing(
+            settings, [optimizers[place] for place in sorted(set(owned.values()))], batch=needed["to propose from"],
+            raced=combinations,
+        ),
         notes=(*data.notes, *power_notes(settings)),
     )  # fmt: skip
 
@@ -222,12 +231,12 @@ class _Asking(Ledger):
         super().__init__(Budget())
         self.first: Cost | None = None
 
-    def reserve(self, worst: Cost, role: Any, what: str) -> Any:
+    def reserve(self, worst: Cost, role: Any, what: str, place: Any = None) -> Any:
         """Note what is asked for.
 
         Raises:
             BudgetError: always.
         """
-        del role, what
+        del role, what, place
         self.first = self.first or worst
         raise BudgetError("a dry run sends nothing")

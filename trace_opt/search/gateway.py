@@ -21,11 +21,11 @@ from trace_opt.llm import cache, loop
 from trace_opt.llm.base import Reply
 from trace_opt.llm.connect import connected
 from trace_opt.llm.elsewhere import Find, Keep, Price, Question, Reserve, Send, Settle
-from trace_opt.llm.meter import charging
+from trace_opt.llm.meter import Later, charging, patiently
 from trace_opt.search.shipping import packed_error
 
 if TYPE_CHECKING:
-    from trace_opt.search.budget import Account, Flight
+    from trace_opt.search.account import Account, Flight
 
 Answer = Any
 """What was asked for, or a `Fault`."""
@@ -78,6 +78,7 @@ class Errand:
 
         Raises:
             BudgetError: what is left does not cover it, or a copy would have to make it.
+            Later: it may, once others are settled.
         """
         self._refuse_copy(ticket)
         with self._lock:
@@ -177,6 +178,8 @@ class Gateway:
         try:
             if isinstance(question, Send):
                 self._send(question, answer)
+            elif isinstance(question, Reserve):
+                self._reserve(question, answer)
             else:
                 answer(self._answer(question))
         except BaseException as error:  # noqa: BLE001 # raised again in the worker
@@ -190,8 +193,6 @@ class Gateway:
 
     def _answer(self, question: Question) -> Answer:
         match question:
-            case Reserve():
-                return self._errand(question).reserve(_ticket(question), question.role, question.worst)
             case Settle():
                 return self._errand(question).settle(_ticket(question), question.role, question.number, question.actual)
             case Price():
@@ -202,6 +203,21 @@ class Gateway:
                 return cache.database(Path(question.path)).keep(question.key, question.request, question.reply)
             case _:
                 raise TypeError(f"a worker asked {question!r:.80}, which no gateway answers")
+
+    def _reserve(self, question: Reserve, answer: Callable[[Answer], None]) -> None:
+        async def reserved() -> None:
+            try:
+                answer(await patiently(once))
+            except BaseException as error:  # noqa: BLE001 # raised again in the worker
+                answer(packed_error(error))
+
+        async def once() -> int:
+            return self._errand(question).reserve(_ticket(question), question.role, question.worst)
+
+        try:
+            answer(self._errand(question).reserve(_ticket(question), question.role, question.worst))
+        except Later:
+            asyncio.run_coroutine_threadsafe(reserved(), loop.background().loop)
 
     def _send(self, question: Send, answer: Callable[[Answer], None]) -> None:
         if question.rollout is None:

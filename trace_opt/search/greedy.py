@@ -122,7 +122,8 @@ class Greedy:
                 self._repeat(session, attempt)
         if self.gate is None:
             for attempt in fresh:
-                session.accept(attempt, "accepted: not tested")
+                if await session.approving.allows(attempt, "not tested"):
+                    session.accept(attempt, "accepted: not tested")
             return
         met, phase_gate = session.incumbent, Gate.phase(block=self.gate.block)
         tests = [(attempt, phase_gate if attempt.proposal.phase else self.gate) for attempt in fresh]
@@ -144,6 +145,8 @@ class Greedy:
             attempt.verdict = f"dropped: {verdict}"
             return
         found = f"not found worse after {verdict.n} examples" if phase else str(verdict)
+        if not await session.approving.allows(attempt, found):
+            return
         session.accept(attempt, f"accepted: {found}")
         await session.show()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,16 +10,18 @@ from typing import TYPE_CHECKING, Any
 from trace_opt.core.codec import decode, dump_value, encode, restore_value
 from trace_opt.core.memory import MEMORY
 from trace_opt.core.rollout import Cost
+from trace_opt.errors import StoreError
 from trace_opt.optim.base import Optimizer, Proposal
 from trace_opt.search import statistics
 from trace_opt.search.candidate import Attempt, Candidate, Score
 from trace_opt.search.memory import saved_json, saved_of
 from trace_opt.store.rows import CandidateRow, TrialRow
+from trace_opt.store.writer import GROUP_S
 
 if TYPE_CHECKING:
     from trace_opt.core.parameter import Parameter
+    from trace_opt.search.account import Account
     from trace_opt.search.bench import Bench
-    from trace_opt.search.budget import Account
     from trace_opt.store.writer import Writer
 
 
@@ -40,6 +43,8 @@ class Keeper:
         self._parameters = parameters
         self._optimizers = optimizers
         self._writer = writer
+        self._timer: asyncio.TimerHandle | None = None
+        self._failed: StoreError | None = None  # why the timer could not write
         self._changed: set[int] = set()  # places of the optimizers whose state is not on disk
 
     def book(
@@ -124,8 +129,26 @@ class Keeper:
         if candidate.accepted and candidate.graph is not None:
             self._writer.graph(candidate.id, order[0], candidate.graph.to_json())
 
+    def answer(self, part: str, number: int, *, yes: bool) -> None:
+        """Keep what was said about an attempt, and commit.
+
+        Args:
+            part: Names the question.
+            number: The attempt's.
+            yes: The answer.
+        """
+        if self._writer is not None:
+            self._writer.state(f"{part}{number}", yes)
+            self._writer.commit()
+
     def save(self, state: Mapping[str, Any], incumbent: Candidate) -> None:
-        """Commit everything that waits, with the state of the search and of the optimizers that learned something."""
+        """Keep the state of the search and of the optimizers that learned something, with all that waits.
+
+        What cost nothing and went fast is committed with what follows within 50 ms: a resumed run makes it again, the same.
+
+        Raises:
+            StoreError: it cannot be written, or what was said before could not.
+        """
         if self._writer is None:
             return
         for place in self._changed:
@@ -136,7 +159,19 @@ class Keeper:
         if memory is not None and memory.saved.ops:
             self._writer.state("saved", saved_json(memory.saved))
         self._writer.set(best=incumbent.id)
-        self._writer.commit()
+        if self._failed is not None:
+            raise self._failed
+        if self._writer.commit_soon() and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(GROUP_S, self._commit)
+
+    def _commit(self) -> None:
+        """Commit what waits where nothing followed; called by the loop, where an error has nobody to go to."""
+        self._timer = None
+        try:
+            if self._writer is not None and not self._writer.closed:
+                self._writer.commit()
+        except StoreError as error:
+            self._failed = error
 
     # -- and back ----------------------------------------------------------------------------------------------------
 

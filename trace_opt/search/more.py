@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import torch
 
     from trace_opt.core.reuse import Memos
+    from trace_opt.search.account import Account
     from trace_opt.search.bench import Bench
-    from trace_opt.search.budget import Account
     from trace_opt.search.keeping import Keeper
 
 
@@ -62,6 +62,7 @@ class More:
         memos: Memos | None,
     ) -> list[list[Rollout]]:  # fmt: skip
         """See `Rollouts.run_all`."""
+        await self._account.turn()
         if grad and self._stream is None:
             self._stream = torch_stream().get_state()
         values = [{**self._base, **point} for point in points]

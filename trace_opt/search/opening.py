@@ -13,14 +13,17 @@ from trace_opt.core.rollout import Cost
 from trace_opt.errors import BudgetError, ProblemError, StoreError
 from trace_opt.search import fingerprint
 from trace_opt.search.bench import Bench
-from trace_opt.search.budget import Ledger, unpriced
+from trace_opt.search.budget import unpriced
 from trace_opt.search.candidate import Candidate, Score
 from trace_opt.search.defaults import default_optimizers, give_model, models_of, owners, raced
 from trace_opt.search.draws import Draws
 from trace_opt.search.executors import Executor
+from trace_opt.search.ledger import Ledger
 from trace_opt.search.measures import declared, says
 from trace_opt.search.memory import memory_of
+from trace_opt.search.racing import RUNGS
 from trace_opt.search.restoring import Stored
+from trace_opt.search.reusing import is_reused, reuse_of
 from trace_opt.search.rollers import roller_of
 from trace_opt.search.session import Session
 from trace_opt.search.settings import Settings, announce, needs, power_notes, too_small
@@ -78,15 +81,17 @@ class Opening:
         spent = {} if saved is None else dict(saved.spend)
         self.ledger = Ledger(
             settings.budget, spent=spent, journal=self.writer,
-            rollouts=0 if saved is None else len(saved.rollouts) + _unsaved(saved), trials=0 if saved is None else _decided(saved),
+            rollouts=0 if saved is None else _paid(saved), trials=0 if saved is None else _decided(saved),
             seconds=0.0 if saved is None else saved.seconds, flights=0 if saved is None else saved.flights,
         )  # fmt: skip
         self.ledger.unsaved = 0 if saved is None else _unsaved(saved)
         roller = roller_of(settings, self.ledger, self._executor)
+        roller.late = self._late
         self.bench = Bench(
             roller, self._executor, settings.data, seed=settings.seed, ledger=self.ledger, writer=self.writer,
             floor=settings.floor, tell=settings.goals.on_event, draws=Draws(settings.data, settings.repeats, settings.weights),
         )  # fmt: skip
+        self.bench.reuse = reuse_of(settings, self.writer, saved)
         self._announce()
 
     def _assign(self, parameters: Mapping[str, Parameter[Any]]) -> None:
@@ -114,12 +119,25 @@ class Opening:
         count = 1
         for values in self.raced.values():
             count *= len(values)
-        trials = self.settings.budget.trials
+        settings = self.settings
+        if count > 1 and settings.budget.rollouts is not None and settings.resume is None:
+            rungs: tuple[int | None, ...] = getattr(settings.search, "rungs", RUNGS)
+            first = min(rung or len(settings.data.val) for rung in (*rungs, len(settings.data.val)))
+            needed = needs(settings, proposing=False) | {"to try a proposal": 0}
+            needed["to begin the race"] = (count - 1) * first * settings.repeats
+            if sum(needed.values()) > settings.budget.rollouts:
+                raise BudgetError(too_small(settings.budget, "rollouts", needed))
+        trials = settings.budget.trials
         if trials is not None and count - 1 > trials:
             raise BudgetError(
                 f"{self.settings.budget} cannot pay for the race of {count} combinations; set trials to {count - 1} or "
                 "more, or race fewer choices"
             )
+
+    def _late(self, spend: Mapping[str, Cost]) -> None:
+        """Keep what a rollout that was given up has spent since."""
+        if self.writer is not None and not self.writer.closed:
+            self.writer.spend(spend, ())
 
     # -- the store ---------------------------------------------------------------------------------------------------
 
@@ -187,11 +205,13 @@ class Opening:
         parameters = await self._scored(start)
         if self.settings.parameters is None:
             self._assign(parameters)
-        start.values = {name: parameter.initial for name, parameter in parameters.items()}
+        start.values = {name: self.settings.warm.own(name, parameter) for name, parameter in parameters.items()}
         start.key = values_hash(parameters, start.values)
         start.kept = {n: replace(rollout, values=start.values) for n, rollout in start.kept.items()}
         self.bench.parameters = parameters
         self._check_start(parameters, start)
+        if self.settings.warm.values:
+            announce(self.settings, "note", self.settings.warm.note(parameters), start=list(self.settings.warm.values))
         session = Session(
             self.bench, parameters=parameters, optimizers=self._optimizers, owned=self._owned, start=start,
             minibatch=self.settings.search.minibatch, goals=self.settings.goals, writer=self.writer,
@@ -216,8 +236,9 @@ class Opening:
     async def _scored(self, start: Candidate) -> dict[str, Parameter[Any]]:
         """Score the start; gives the parameters that may change."""
         declared, bench = self.settings.parameters, self.bench
-        if declared is not None:
-            start.values = {name: parameter.initial for name, parameter in declared.items()}
+        warm = self.settings.warm
+        own = {name: warm.own(name, parameter) for name, parameter in (declared or {}).items()}
+        start.values = own or dict(warm.values)
         bench.watch(on=True)
         self.ledger.on_first = self._check_calls if self._saved is None else None
         if not start.scores:
@@ -290,7 +311,7 @@ class Opening:
         data = self._data() if self._saved is None else self._data(self._saved.data)
         data["parameters"] = [
             {
-                "name": name, "kind": p.kind, "start": dump_value(p, p.initial), "description": p.description,
+                "name": name, "kind": p.kind, "start": dump_value(p, session.start.values[name]), "description": p.description,
                 "optimizer": type(self._optimizers[self._owned[name]]).__name__ if name in self._owned else "",
             }
             for name, p in parameters.items()
@@ -315,6 +336,11 @@ class Opening:
     def _graph_of(self, candidate: int, example: int) -> Callable[[], str | None]:
         store, run = self.settings.store, "" if self._saved is None else self._saved.id
         return lambda: None if store is None else store.graph(run, candidate, example)
+
+
+def _paid(saved: Saved) -> int:
+    """How many rollouts count against the budget: not those that were taken from other runs."""
+    return sum(not is_reused(row) for row in saved.rollouts) + _unsaved(saved)
 
 
 def _unsaved(saved: Saved) -> int:

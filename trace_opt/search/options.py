@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 if TYPE_CHECKING:
+    from trace_opt.core.module import Module
     from trace_opt.core.parameter import Parameter
     from trace_opt.llm.base import LLM
     from trace_opt.optim.base import Optimizer
+    from trace_opt.search.approving import Approve
     from trace_opt.search.budget import Budget, Level
     from trace_opt.search.executors import Executor
     from trace_opt.search.greedy import Search
@@ -40,7 +42,8 @@ class Options(TypedDict, total=False):
 
     Attributes:
         optimizers: Who proposes; by the kinds of the parameters by default.
-        parameters: What may change; by default what the start's rollouts reached.
+        parameters: What may change: Parameters, a Module, or trainable ops for their source; by default what the start's
+            rollouts reached.
         val, test: Examples to choose by, and to judge by once at the end; split off `train` where left out.
         budget: A `Budget`, or "light" (the default), "medium", "heavy": multiples of the validation set.
         seed: Decides all chance.
@@ -56,6 +59,20 @@ class Options(TypedDict, total=False):
         race: Names of choices whose combinations are all tried first.
         target: Stop once the validation mean is this high.
         patience: Stop after this many trials in a row without one accepted.
+        timeout: Seconds that a rollout may take, its guide included; one that takes longer has failed. An async workflow is
+            cancelled (one that holds up its event loop is late with all beside it). A thread cannot be: it is left to end
+            by itself, beside the `concurrency` others, and nothing that it still does counts; with executor="processes"
+            or "ray" its worker is replaced. A rollout that was in time by a hair may be late another time, so a run that
+            it strikes repeats only as far as its store goes.
+        approve: Asked before an acceptance takes effect: `(approval) -> bool`, plain or async, of an `Approval`. What it
+            says no to is refused, and optimizers are shown that it was. Its answers are kept, and a resumed run asks anew
+            only what was not answered. Waiting for one counts as the run's seconds.
+        start: Where to start in place of the parameters' own values: a run's id or "last", for its best values, or values
+            by parameter name. Parameters that these lack start from their own. A resumed run starts where it began.
+        reuse: Whether a rollout that any run in the store has made already is taken from there: one of the same sources of
+            workflow and guide, values, example, seed and repeat, which did not fail. It costs nothing and counts against no
+            limit. Assumes that a rollout is decided by these: it reads no clock, file or service that changes, and samples
+            from models with the rollout's seed. Which runs are looked at is settled when the run begins.
         on_trial: Called with every finished trial.
         on_event: Called with every `Event`, from the thread that runs the search.
         score_range: The lowest and the highest score possible; failed rollouts count as the lowest.
@@ -70,7 +87,7 @@ class Options(TypedDict, total=False):
     """
 
     optimizers: Sequence[Optimizer] | None
-    parameters: Sequence[Parameter[Any]] | None
+    parameters: Module | Mapping[str, Parameter[Any]] | Sequence[Parameter[Any] | Callable[..., Any]] | None
     val: Sequence[Any] | None
     test: Sequence[Any] | None
     budget: Budget | Level
@@ -85,6 +102,10 @@ class Options(TypedDict, total=False):
     race: Sequence[str]
     target: float | None
     patience: int | None
+    timeout: float | None
+    approve: Approve | None
+    start: str | Mapping[str, Any] | None
+    reuse: bool
     on_trial: Callable[[TrialRecord], object] | None
     on_event: Callable[[Event], object] | None
     score_range: tuple[float, float] | None

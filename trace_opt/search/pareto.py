@@ -1,7 +1,7 @@
 """Reflective evolution: build on the best so far, and on whatever is best somewhere.
 
 The front holds candidates that were run on all of its examples and lead on some of them. Proposals are made from the
-incumbent and, one in four, from a parent drawn by how much of the front it holds. Each meets the gate against its parent,
+incumbent and, one in ten, from a parent drawn by how much of the front it holds. Each meets the gate against its parent,
 and one that passes is the next incumbent unless a better one is there. The front takes in incumbents, and candidates that
 do better than everyone on a tenth of the examples however they do on average: two that are good at different things may
 combine. They are merged through their common ancestor, behind the same gate, while that pays. As everyone who joins raises
@@ -41,9 +41,9 @@ MERGE = "Merge"
 
 _SHARE_ALONE = 0.1
 _LEAST_ALONE = 2
-_SHARE_BEST = 0.75
-_SHARE_LOOKS = 0.25
-_SHARE_FRONT = 0.15
+_SHARE_BEST = 0.9
+_SHARE_LOOKS = 0.1
+_SHARE_FRONT = 0.05
 _FREE_RUNS = 2
 
 
@@ -56,7 +56,7 @@ class Pareto:
         proposals: Proposals asked for from each of them, all at once.
         minibatch: Training rollouts of the parent that a proposal is made from.
         front: Validation examples that the front is over; all, at most 64, by default.
-        gate: What a proposal must show against its parent.
+        gate: What a proposal must show against its parent, and the winner of a race against the start.
         merge: Whether candidates are merged.
         credit: Whether an optimizer that asks a model is asked about one parameter, the one that failures went through;
             else about all of its own.
@@ -107,7 +107,7 @@ class Pareto:
     async def run(self, session: Session, raced: Mapping[str, Sequence[Any]]) -> str:
         """See `Search.run`."""
         if session.step < 0:
-            await race(session, raced, gate=Gate.search(block=BLOCK))
+            await race(session, raced, gate=self.gate)
         await prepare(session, session.order[: self.size(len(session.order))])
         evolution = Evolution(self, session)
         await session.confirm_target()
@@ -220,12 +220,16 @@ class Evolution:
         self._spent[0] += sum(2 * len(test.seen) for test in tests)
         for test in tests:
             test.attempt.verdict = f"dropped: {test.said}"
-            if test.passes and await self._leads(test, before):
+            if (
+                test.passes
+                and await self._leads(test, before)
+                and await session.approving.allows(test.attempt, test.said)
+            ):
                 self._accept(test)
         await self._join(session.incumbent)
         for test in tests:
             seen = [n for n in (*test.seen, *looks.get(test.candidate.id, ())) if n in self._cells]
-            if not test.attempt.accepted and self._shines(test, seen):
+            if test.attempt.verdict.startswith("dropped") and self._shines(test, seen):
                 await self._join(test.candidate, test)
 
     async def _leads(self, test: Tested, before: Candidate) -> bool:
@@ -257,12 +261,19 @@ class Evolution:
         self._asked = candidate.id if test is None else self._asked
         await session.bench.score([(candidate, self.numbers)], "trials")
         members = self._kept([*self.members, candidate])
-        if candidate in members and (test is None or self._shines(test, self.numbers)):
-            if test is not None:
-                alone = self._alone(candidate, self.numbers)
-                how = f"alone ahead on {alone} of {len(self.numbers)}" if alone else "best in another objective"
-                session.admit(test.attempt, f"accepted: {test.said}, but {how}")
+        if candidate in members and (test is None or await self._welcome(test)):
             self._retire(members)
+
+    async def _welcome(self, test: Tested) -> bool:
+        """Whether a candidate that the gate dropped joins the front, where it was run on all of it."""
+        if not self._shines(test, self.numbers):
+            return False
+        alone = self._alone(test.candidate, self.numbers)
+        how = f"alone ahead on {alone} of {len(self.numbers)}" if alone else "best in another objective"
+        if not await self._session.approving.allows(test.attempt, f"{test.said}, but {how}"):
+            return False
+        self._session.admit(test.attempt, f"accepted: {test.said}, but {how}")
+        return True
 
     def _look(self, test: Tested) -> list[int]:
         """Where to look once more before a candidate is dropped: where the front does worst; now and then, for it costs."""

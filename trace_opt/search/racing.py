@@ -43,6 +43,9 @@ async def race(
     for _ in attempts:
         session.bench.ledger.take_trial()
     session.attempts.extend(attempts)
+    for attempt in attempts:
+        if attempt.candidate is not None:  # so that its rollouts tell something where the race is cut short
+            session.keeper.candidate(attempt.candidate)
     racing = [session.start, *(c for attempt in attempts if (c := attempt.candidate) is not None)]
     total = len(session.order)
     for stop in sorted({min(total, rung) for rung in rungs if rung is not None} | {total}):
@@ -55,11 +58,12 @@ async def race(
     if winner is not None and gate is not None:
         # it was run on all examples to win, so one look at all of them costs nothing and shows the most
         [verdict] = await compared(session, [(winner, replace(gate, gamma=0.0, block=total))])
-        if verdict.accepted:
-            session.accept(winner, f"accepted: won the race of {len(attempts) + 1}, {verdict}")
+        won = f"won the race of {len(attempts) + 1}"
+        if not verdict.accepted:
+            winner.verdict = f"dropped: {won}, but {verdict}"
+        elif await session.approving.allows(winner, f"{won}, {verdict}"):
+            session.accept(winner, f"accepted: {won}, {verdict}")
             await session.show()
-        else:
-            winner.verdict = f"dropped: won the race of {len(attempts) + 1}, but {verdict}"
     session.conclude(attempts)
 
 

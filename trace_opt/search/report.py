@@ -148,6 +148,8 @@ class Report:
         seconds: Wall time.
         saved: What pure ops were not run again for: `ops` (their calls), and what running them had cost: calls, tokens_in,
             tokens_out, usd, seconds. Empty where nothing was.
+        reused: What was taken from other runs: `rollouts`, and what they had cost: calls, tokens_in, tokens_out, usd,
+            seconds. Empty where nothing was.
         notes: What else a reader must know, in sentences.
         front: Accepted values that no other beats in everything, on the same validation examples: `candidate`, `score`,
             `scores` by name, what was measured (`length` in characters), `n`. Empty where there is only one.
@@ -166,6 +168,7 @@ class Report:
     spend: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, "Mapping[str, Any]"])
     seconds: float = 0.0
     saved: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    reused: Mapping[str, Any] = field(default_factory=dict[str, Any])
     notes: tuple[str, ...] = ()
     front: tuple[Mapping[str, Any], ...] = ()
 
@@ -214,6 +217,9 @@ class Report:
         if self.saved:
             ops, seconds = self.saved["ops"], self.saved["seconds"]
             lines.append(f"  not run again: {ops} pure op calls, saving {seconds:.1f} s, {_spent(self.saved)}")
+        if self.reused:
+            count, seconds = self.reused["rollouts"], self.reused["seconds"]
+            lines.append(f"  taken from other runs: {count} rollouts, saving {seconds:.1f} s, {_spent(self.reused)}")
         lines += [f"  {line}" for line in _front_lines(self.front)]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)

@@ -13,13 +13,15 @@ from trace_opt.core.parameter import Parameter, by_name
 from trace_opt.core.rollout import Rollout
 from trace_opt.errors import ProblemError, meant
 from trace_opt.llm.elsewhere import is_loading
-from trace_opt.search.distant import ATTEMPTS, DistantExecutor
+from trace_opt.search.distant import ATTEMPTS, DistantExecutor, WorkerStuck
 from trace_opt.search.executors import Executor, LocalExecutor
-from trace_opt.search.rolling import Job, Roller
+from trace_opt.search.rolling import Job, Roller, late
 from trace_opt.search.shipping import order_of, ship, taken_in
+from trace_opt.search.timeouts import Watch
 
 if TYPE_CHECKING:
-    from trace_opt.search.budget import Account, Ledger
+    from trace_opt.search.account import Account
+    from trace_opt.search.ledger import Ledger
     from trace_opt.search.settings import Settings
 
 
@@ -31,22 +33,33 @@ class DistantRoller(Roller):
         ledger: Who pays.
         executor: Has the workers.
         parameters: Those known here, by full name.
+        timeout: As for `Roller`; workers hold rollouts to it.
     """
 
     def __init__(
         self, workflow: Callable[..., Any], guide: Guide, ledger: Ledger, executor: DistantExecutor,
-        parameters: Mapping[str, Parameter[Any]],
+        parameters: Mapping[str, Parameter[Any]], timeout: float | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(workflow, guide, ledger, executor)
+        super().__init__(workflow, guide, ledger, executor, timeout)
         self.is_async = True  # a rollout is waited for, whatever the workflow is
         self._workers = executor
         self._parameters = parameters
 
     async def arun(self, job: Job) -> tuple[Rollout, Account]:
         """A rollout in a worker."""
-        account = self.ledger.account("workflow", job)
+        account = self.ledger.account("workflow", job, job.place)
         began = perf_counter()
-        found = await self._workers.rollout(order_of(job, keep=job.keep or self.seen is not None), account)
+        watch = None if self.timeout is None else Watch(account, self.timeout, self.late)
+        order = order_of(job, keep=job.keep or self.seen is not None)
+        try:
+            found = await self._workers.rollout(order, account if watch is None else watch.purse)
+        except WorkerStuck:
+            if watch is None:
+                raise
+            account = watch.settled(self.ledger.account("workflow", job, job.place))
+            return late(job, watch, account.cost), account
+        if found is not None and watch is not None and watch.is_said(found.rollout.error):
+            account = watch.settled(self.ledger.account("workflow", job, job.place))
         if found is None:
             said = f"WorkerLost: {ATTEMPTS} workers died of it, one after the other"
             rollout = Rollout(
@@ -121,8 +134,8 @@ def roller_of(settings: Settings, ledger: Ledger, executor: Executor) -> Roller:
         ProblemError: the problem cannot be sent.
     """
     if not isinstance(executor, DistantExecutor):
-        return Roller(settings.workflow, settings.guide, ledger, executor)
+        return Roller(settings.workflow, settings.guide, ledger, executor, settings.timeout)
     known = {p.name: p for p in by_name(settings.reach.parameters_named()).values()} | (settings.parameters or {})
-    shipment = ship(settings.workflow, settings.guide, settings.reload, known)
+    shipment = replace(ship(settings.workflow, settings.guide, settings.reload, known), timeout=settings.timeout)
     executor.open(shipment, settings.reach.hashes, settings.concurrency)
-    return DistantRoller(settings.workflow, settings.guide, ledger, executor, known)
+    return DistantRoller(settings.workflow, settings.guide, ledger, executor, known, settings.timeout)

@@ -17,19 +17,23 @@ from typing import TYPE_CHECKING, Any, cast
 
 from trace_opt.core.context import in_force
 from trace_opt.core.feedback import Feedback, Guide
-from trace_opt.core.rollout import Rollout
+from trace_opt.core.node import Failure
+from trace_opt.core.rollout import Cost, Rollout
 from trace_opt.core.tracer import plain, record
 from trace_opt.errors import FeedbackError, OpError
 from trace_opt.llm.meter import charging
+from trace_opt.search.timeouts import TIMEOUT, Watch
 
 if TYPE_CHECKING:
     import torch
 
     from trace_opt.core.graph import Graph
-    from trace_opt.core.node import Failure, Node
+    from trace_opt.core.node import Node
     from trace_opt.core.reuse import Memo
-    from trace_opt.search.budget import Account, Ledger
+    from trace_opt.search.account import Account
+    from trace_opt.search.admission import Place
     from trace_opt.search.executors import Executor
+    from trace_opt.search.ledger import Ledger
 
 Bound = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -52,11 +56,13 @@ class Job:
         memo: What op calls on the example gave before, or None.
         repeat: Which time the example is run.
         draws: Whether it drew from torch's own stream; None where nobody asks.
+        watch: Holds it to a timeout, or None.
+        place: Its place among those that run at once, None where it is alone.
     """
 
     __slots__ = (
-        "_name", "apart", "bound", "candidate", "draws", "example", "keep", "memo", "number", "repeat", "seed", "training",
-        "values",
+        "_name", "apart", "bound", "candidate", "draws", "example", "keep", "memo", "number", "place", "repeat", "seed",
+        "training", "values", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -75,6 +81,8 @@ class Job:
         self.repeat = 0
         self.draws: bool | None = None
         self.memo: Memo | None = None
+        self.place: Place | None = None
+        self.watch: Watch | None = None
         self._name = name
 
     @property
@@ -94,19 +102,59 @@ class Roller:
         guide: `(output, example) -> Feedback`, sync or async.
         ledger: Who pays.
         executor: Lends threads to the guide of an async workflow.
+        timeout: Seconds that a rollout may take, its guide included; None is no limit.
+
+    Attributes:
+        seen: Shown every recording that has ended.
+        late: Told of what a rollout that was given up reports to have spent afterwards, by role.
+        stuck: How many threads were left to end by themselves.
     """
 
-    def __init__(self, workflow: Callable[..., Any], guide: Guide, ledger: Ledger, executor: Executor) -> None:
+    def __init__(
+        self, workflow: Callable[..., Any], guide: Guide, ledger: Ledger, executor: Executor, timeout: float | None = None
+    ) -> None:  # fmt: skip
         self.workflow = workflow
         self.guide = guide
         self.ledger = ledger
-        self.seen: Callable[[Job, Graph], None] | None = None  # shown every recording that has ended
+        self.timeout = timeout
+        self.seen: Callable[[Job, Graph], None] | None = None
+        self.late: Callable[[Mapping[str, Cost]], None] | None = None
+        self.stuck = 0
         self._executor = executor
         self.is_async = is_async(workflow)
 
     def run(self, job: Job) -> tuple[Rollout, Account]:
         """A rollout of a sync workflow."""
-        account = self.ledger.account("workflow", job)
+        account = self.ledger.account("workflow", job, job.place)
+        if self.timeout is None:
+            return self._rolled(job, account), account
+        watch = job.watch = Watch(account, self.timeout, self.late)
+        found = watch.wait(lambda: self._rolled(job, watch.purse))
+        if found is not None:
+            return found, account
+        self.stuck += 1
+        return self._given_up(job, watch)
+
+    async def arun(self, job: Job) -> tuple[Rollout, Account]:
+        """A rollout of an async workflow."""
+        account = self.ledger.account("workflow", job, job.place)
+        if self.timeout is None:
+            return await self._arolled(job, account), account
+        watch = job.watch = Watch(account, self.timeout, self.late)
+        found = await watch.await_(self._arolled(job, watch.purse))
+        if found is not None:
+            return found, account
+        return self._given_up(job, watch)
+
+    def _given_up(self, job: Job, watch: Watch) -> tuple[Rollout, Account]:
+        """The rollout of a workflow that took too long: what it did until then, and that it did not end."""
+        account = watch.settled(self.ledger.account("workflow", job, job.place))
+        graph = None if watch.graph is None else watch.graph.given_up()
+        if graph is not None and self.seen is not None:
+            self.seen(job, graph)
+        return late(job, watch, account.cost, graph), account
+
+    def _rolled(self, job: Job, account: Account) -> Rollout:
         began = perf_counter()
         args, keywords = job.bound
         before: torch.Tensor | None = None
@@ -116,43 +164,45 @@ class Roller:
         with charging(account):
             try:
                 with record(job.values, job.seed, training=job.training, memo=job.memo, repeat=job.repeat) as graph:
+                    if job.watch is not None:
+                        job.watch.graph = graph
                     output = self.workflow(*args, **keywords)
                     if _awaits(output):
                         output = asyncio.run(_awaited(output))
                     node = graph.output(output) if job.keep else None
             except OpError as error:
                 self._show(job, error.graph)
-                return failed(job, error, account, perf_counter() - began), account
+                return failed(job, error, account, perf_counter() - began)
             self._show(job, graph)
             output = plain(output)
             feedback = self._said(job, output, account)
         if job.draws is not None and before is not None:
             job.draws = bool((torch_stream().get_state() != before).any())
         rollout = done(job, graph, node, output, feedback, account, perf_counter() - began)
-        return travelling(rollout) if job.apart else rollout, account
+        return travelling(rollout) if job.apart else rollout
 
-    async def arun(self, job: Job) -> tuple[Rollout, Account]:
-        """A rollout of an async workflow."""
-        account = self.ledger.account("workflow", job)
+    async def _arolled(self, job: Job, account: Account) -> Rollout:
         began = perf_counter()
         args, keywords = job.bound
         with charging(account):
             try:
                 with record(job.values, job.seed, training=job.training, memo=job.memo, repeat=job.repeat) as graph:
+                    if job.watch is not None:
+                        job.watch.graph = graph
                     output = await self.workflow(*args, **keywords)
                     node = graph.output(output) if job.keep else None
             except OpError as error:
                 self._show(job, error.graph)
-                return failed(job, error, account, perf_counter() - began), account
+                return failed(job, error, account, perf_counter() - began)
             self._show(job, graph)
             output = plain(output)
             # a guide that asks a model would hold up the loop
             feedback = await self._executor.in_thread(lambda: self._said(job, output, account))
         rollout = done(job, graph, node, output, feedback, account, perf_counter() - began)
-        return travelling(rollout) if job.apart else rollout, account
+        return travelling(rollout) if job.apart else rollout
 
     def _show(self, job: Job, graph: Graph) -> None:
-        if self.seen is not None:
+        if self.seen is not None and (job.watch is None or not job.watch.over):
             self.seen(job, graph)
 
     def _said(self, job: Job, output: Any, account: Account) -> Feedback:
@@ -278,6 +328,23 @@ def failed(job: Job, error: OpError, account: Account, seconds: float) -> Rollou
         example=job.example, values=job.values, seed=job.seed, graph=error.graph if job.keep else None,
         node=error.node if job.keep else None, feedback=Feedback(text=f"{text}\n{where}" if where else text),
         error=said, cost=account.cost, seconds=seconds,
+    )  # fmt: skip
+
+
+def late(job: Job, watch: Watch, cost: Cost, graph: Graph | None = None) -> Rollout:
+    """The rollout of a workflow that took longer than it may.
+
+    Args:
+        job: What was to be run.
+        watch: Held it to its time.
+        cost: What it cost until then.
+        graph: What was recorded until then, where it is known.
+    """
+    node = graph.output_of_leaves(Failure(TIMEOUT, watch.said, "")) if graph is not None and job.keep else None
+    return Rollout(
+        example=job.example, values=job.values, seed=job.seed, graph=graph if job.keep else None, node=node,
+        feedback=Feedback(text=f"the workflow {watch.said}"), error=f"{TIMEOUT}: {watch.said}", cost=cost,
+        seconds=watch.seconds,
     )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ class Run:
         id: Its id in the store; "" where nothing was kept.
         best: The best values by full parameter name.
         start: The starting values.
+        parameters: What could change, by full name.
         history: Every trial, in order.
         spent: What model calls cost, by role; "lost" are calls whose answers nobody kept.
         status: "finished".
@@ -43,7 +44,7 @@ class Run:
         self.spent = dict(spent)
         self.status = "finished"
         self.ended = ended
-        self._parameters = dict(parameters)
+        self.parameters = dict(parameters)
         self._report = report
         self._graph = graph
 
@@ -60,7 +61,7 @@ class Run:
 
     def apply(self) -> None:
         """Write the best values to the Parameters."""
-        load_values(self._parameters, self.best)
+        load_values(self.parameters, self.best)
 
     def __repr__(self) -> str:
         return f"<run {self.id!r}, {len(self.history)} trials: {self.ended}>"
@@ -80,16 +81,30 @@ def load_values(
     """
     known = _named(parameters)
     given = dict(source) if isinstance(source, Mapping) else _from_file(Path(source), known)
+    for name, value in checked(known, given).items():
+        known[name].value = value
+
+
+def checked(known: Mapping[str, Parameter[Any]], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as their parameters take them.
+
+    Args:
+        known: By full name.
+        given: Values by full name.
+
+    Raises:
+        ProblemError: a name is no parameter's, or a value is not allowed.
+    """
+    found: dict[str, Any] = {}
     for name, value in given.items():
         if name not in known:
             hint = meant(name, known, f"known: {', '.join(known)}")
             raise ProblemError(f"there is no parameter {name!r}; {hint}")
         try:
-            given[name] = known[name].check(_typed(known[name], value))
+            found[name] = known[name].check(_typed(known[name], value))
         except ValueError as error:
             raise ProblemError(str(error)) from None
-    for name, value in given.items():
-        known[name].value = value
+    return found
 
 
 def _typed(parameter: Parameter[Any], value: Any) -> Any:

@@ -17,6 +17,7 @@ from trace_opt.core.parameter import Parameter
 from trace_opt.errors import BudgetError
 from trace_opt.optim.base import Optimizer, Outcome, Proposal, Trial
 from trace_opt.search import statistics
+from trace_opt.search.approving import Approve, Approving
 from trace_opt.search.asking import Asked, Asking, Focus
 from trace_opt.search.bench import Bench
 from trace_opt.search.candidate import Attempt, Candidate, Score, record_of
@@ -42,12 +43,14 @@ class Goals:
     Attributes:
         target: Stop at this validation mean.
         patience: Stop after this many trials in a row without one accepted.
+        approve: Asked before an acceptance takes effect.
         on_trial: Called with every finished trial.
         on_event: Called with every event.
     """
 
     target: float | None = None
     patience: int | None = None
+    approve: Approve | None = None
     on_trial: Callable[[TrialRecord], object] | None = None
     on_event: Callable[[Event], object] | None = None
 
@@ -69,6 +72,7 @@ class Session:
 
     Attributes:
         keeper: Writes and reads what is kept.
+        approving: Asks before an acceptance takes effect.
         candidates: By number.
         incumbent: The candidate that the search builds on.
         attempts: All proposals so far, in order.
@@ -96,6 +100,7 @@ class Session:
         self._tests = tests
         self._goals = goals
         self.keeper = Keeper(bench, self.parameters, self.optimizers, writer)
+        self.approving = Approving(goals.approve, self.keeper, bench.executor)
         self._idle = 0
         self._since = 0
         self._resumed: dict[tuple[int, int], Attempt] = {}
@@ -200,7 +205,8 @@ class Session:
         slots = range(max(0, left))
         first = self.attempts[-1].number + 1 if self.attempts else 1
         bases = [parents[slot] if parents else self.incumbent for slot in slots]
-        asked = [Asked(step, slot, first + slot, bases[slot]) for slot in slots]
+        places = self.bench.ledger.places("proposal", len(slots))
+        asked = [Asked(step, slot, first + slot, bases[slot], places[slot]) for slot in slots]
         fresh = [one for one in asked if (step, one.slot) not in self._resumed]
         await self._asking.minibatches(fresh)
         results = await asyncio.gather(*(self._attempt(one, focus) for one in asked), return_exceptions=True)
@@ -238,7 +244,10 @@ class Session:
 
     async def _attempt(self, asked: Asked, focus: Focus | None) -> Attempt | None:
         resumed = self._resumed.get((asked.step, asked.slot))
-        return resumed if resumed is not None else await self._asking.attempt(asked, focus)
+        if resumed is None:
+            return await self._asking.attempt(asked, focus)
+        self.bench.ledger.finish(asked.place)
+        return resumed
 
     def put(self, attempt: Attempt, values: dict[str, Any], parents: Sequence[Candidate] = ()) -> None:
         """Make the candidate of an attempt, or find the one that has its values already."""
@@ -372,3 +381,4 @@ class Session:
                 outcome = Outcome(attempt.before, attempt.after, attempt.accepted)
                 self.history.append(Trial(attempt.optimizer, attempt.base.values, attempt.proposal, outcome))
         self.keeper.load_states(saved.states)
+        self.approving.load(saved.states)

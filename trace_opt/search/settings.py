@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from trace_opt.core.feedback import Guide
-from trace_opt.core.module import Module
 from trace_opt.core.parameter import Parameter, by_name
+from trace_opt.core.trainable import listed
 from trace_opt.errors import BudgetError, ProblemError, meant
 from trace_opt.search import fingerprint
 from trace_opt.search.budget import Budget, resolve, unpriced
@@ -21,6 +21,7 @@ from trace_opt.search.options import Event, Options
 from trace_opt.search.session import Goals
 from trace_opt.search.sources import Reach
 from trace_opt.search.splits import Data, split
+from trace_opt.search.starting import Warm, warm, warm_of
 
 if TYPE_CHECKING:
     from trace_opt.llm.base import LLM
@@ -53,6 +54,9 @@ class Settings:
         resume: The run to go on with, or None.
         score_range, weights, margins: As given.
         repeats: How often validation and test examples are run.
+        timeout: Seconds that a rollout may take, or None.
+        warm: The values to start from.
+        reuse: Whether rollouts are taken from other runs of the store.
         name: The problem's name.
         origin: What a command line needs to load the problem again, JSON-able.
         reach: What workflow and guide are made of.
@@ -81,6 +85,9 @@ class Settings:
     weights: dict[str, float] | None
     margins: dict[str, float] | None
     repeats: int
+    timeout: float | None
+    warm: Warm
+    reuse: bool
     name: str
     origin: Mapping[str, Any]
     reach: Reach
@@ -99,7 +106,13 @@ class Settings:
     @property
     def config(self) -> dict[str, Any]:
         """The settings that decide the run's course, JSON-able."""
-        return {**self.prints["settings"], "origin": dict(self.origin), "concurrency": self.concurrency}
+        start = {"start": self.warm.to_json(self.known)} if self.warm.values else {}
+        return {**self.prints["settings"], "origin": dict(self.origin), "concurrency": self.concurrency, **start}
+
+    @property
+    def known(self) -> dict[str, Parameter[Any]]:
+        """The parameters that are known before anything is run, by full name."""
+        return _known(self.parameters, self.reach)
 
 
 def settle(workflow: Any, train: Any, guide: Any, options: Options) -> Settings:
@@ -119,7 +132,8 @@ def settle(workflow: Any, train: Any, guide: Any, options: Options) -> Settings:
     repeats = _whole("repeats", options.get("repeats", 1))
     weights, margins = _by_score("weights", options.get("weights")), _by_score("margins", options.get("margins"))
     budget = resolve(budget_given, val=len(data.val) * repeats, test=len(data.test) * repeats)
-    optimizers = options.get("optimizers")
+    optimizers, timeout = options.get("optimizers"), _timeout(options.get("timeout"))
+    parameters, reuse = _parameters(options.get("parameters")), _reuse(options.get("reuse", False), store)
     reach = Reach({"the workflow": workflow, "the guide": guide})
     search, race, goals = options.get("search") or Greedy(), tuple(options.get("race") or ()), _goals(options)
     config = {
@@ -128,15 +142,17 @@ def settle(workflow: Any, train: Any, guide: Any, options: Options) -> Settings:
         "repeats": repeats, "target": goals.target, "patience": goals.patience,
         "optimizers": None if optimizers is None else [fingerprint.of_optimizer(o) for o in optimizers],
     }  # fmt: skip
+    config |= {name: value for name, value in (("timeout", timeout), ("approve", goals.approve is not None)) if value}
     if race and not search.tests:
         raise ProblemError(f"race={list(race)!r} needs a gate to decide by; leave gate=None or race out")
     settings = Settings(
         workflow=workflow, guide=guide, data=data, seed=seed, budget=budget, search=search,
-        optimizers=None if optimizers is None else list(optimizers), parameters=_parameters(options.get("parameters")),
+        optimizers=None if optimizers is None else list(optimizers), parameters=parameters,
         model=options.get("model"), race=race, goals=goals,
         concurrency=_whole("concurrency", options.get("concurrency", 8)), executor=options.get("executor"),
         address=options.get("address"), reload=options.get("reload"), store=store, resume=resume,
         score_range=_range(options.get("score_range")), weights=weights, margins=margins, repeats=repeats,
+        timeout=timeout, warm=_warm(options, store, resume, lambda: _known(parameters, reach)), reuse=reuse,
         name=options.get("name") or getattr(workflow, "__name__", type(workflow).__name__),
         origin=options.get("origin") or {}, reach=reach,
         prints=json.loads(json.dumps({
@@ -181,12 +197,12 @@ def _of_saved_run(options: Options, store: Store | None, resume: str | None) -> 
 def _parameters(given: Any) -> dict[str, Parameter[Any]] | None:
     if given is None:
         return None
-    if isinstance(given, Module):
-        return given.named_parameters()
-    found = list(cast("Sequence[Any]", given.values() if isinstance(given, Mapping) else given))
+    found = listed(given)
     for item in found:
         if not isinstance(item, Parameter):
-            raise ProblemError(f"parameters holds {item!r:.60}, which is no Parameter; pass Parameters or a Module")
+            raise ProblemError(
+                f"parameters holds {item!r:.60}, which is no Parameter; pass Parameters, trainable ops or a Module"
+            )
     if not found:
         raise ProblemError("parameters is empty; leave it out for those that the workflow reads")
     return by_name(found)
@@ -196,8 +212,45 @@ def _goals(options: Options) -> Goals:
     patience = options.get("patience")
     return Goals(
         target=options.get("target"), patience=None if patience is None else _whole("patience", patience),
-        on_trial=options.get("on_trial"), on_event=options.get("on_event"),
+        on_trial=options.get("on_trial"), on_event=options.get("on_event"), approve=_approve(options.get("approve")),
     )  # fmt: skip
+
+
+def _approve(given: Any) -> Any:
+    if given is not None and not callable(given):
+        raise ProblemError(f"approve is {given!r:.60}, which cannot be called; pass a function of an Approval")
+    return given
+
+
+def _timeout(given: Any) -> float | None:
+    if given is None:
+        return None
+    if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 < given < math.inf:
+        raise ProblemError(f"timeout is {given!r}; give seconds above 0, or leave it out for no limit")
+    return float(given)
+
+
+def _reuse(given: Any, store: Store | None) -> bool:
+    if not isinstance(given, bool):
+        raise ProblemError(f"reuse is {given!r:.60}; give True or False")
+    if given and store is None:
+        raise ProblemError("reuse=True needs a store to find rollouts in; leave store=None out")
+    return given
+
+
+def _known(parameters: dict[str, Parameter[Any]] | None, reach: Reach) -> dict[str, Parameter[Any]]:
+    return by_name(reach.parameters_named()) if parameters is None else parameters
+
+
+def _warm(
+    options: Options, store: Store | None, resume: str | None, known: Callable[[], Mapping[str, Parameter[Any]]]
+) -> Warm:  # fmt: skip
+    """Where the run starts; a resumed one where it began."""
+    resumed = resume is not None and store is not None
+    given = (store.peek(resume)["config"] if resume is not None and store is not None else options).get("start")
+    if given is None:
+        return Warm(values={})
+    return warm_of(given, known()) if resumed else warm(given, store, known())
 
 
 def _whole(name: str, value: Any) -> int:

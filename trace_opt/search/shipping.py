@@ -151,6 +151,7 @@ class Shipment:
         taped: Whether the driver writes model replies down or answers from a file.
         slots: Rollouts at once.
         threads: Threads of torch, or None where the driver has not loaded it: sums of floats depend on them.
+        timeout: Seconds that a rollout may take, or None.
     """
 
     problem: Parcel
@@ -160,6 +161,7 @@ class Shipment:
     taped: bool
     slots: int = 1
     threads: int | None = None
+    timeout: float | None = None
 
 
 def ship(
@@ -289,27 +291,30 @@ class Returned:
         graph: The recording, where one was wanted; JSON text where a value in it cannot be pickled.
         node: The place of the node that feedback is about, or -1.
         saved: What the worker's pure ops have saved since it last said so.
+        stuck: Whether the worker has a thread that goes on with a rollout which took too long.
     """
 
     rollout: Rollout
     graph: Graph | str | None
     node: int
     saved: Saved
+    stuck: bool = False
 
 
-def returned(rollout: Rollout, saved: Saved) -> bytes:
+def returned(rollout: Rollout, saved: Saved, *, stuck: bool = False) -> bytes:
     """A rollout ready to travel back; values that cannot be pickled come as the store would keep them."""
     graph = rollout.graph
     if graph is not None:
         graph.layout()
     node = -1 if rollout.node is None else rollout.node.index
     bare = replace(rollout, example=None, values={}, graph=None, node=None)
+    found = Returned(rollout=bare, graph=graph, node=node, saved=saved, stuck=stuck)
     try:
-        return pickle.dumps(Returned(rollout=bare, graph=graph, node=node, saved=saved), pickle.HIGHEST_PROTOCOL)
+        return pickle.dumps(found, pickle.HIGHEST_PROTOCOL)
     except Exception:  # noqa: BLE001 # pickling raises anything
         text = None if graph is None else graph.to_json()
-        plain = replace(bare, output=_Plain(encode(bare.output)))
-        return pickle.dumps(Returned(rollout=plain, graph=text, node=node, saved=saved), pickle.HIGHEST_PROTOCOL)
+        found = replace(found, rollout=replace(bare, output=_Plain(encode(bare.output))), graph=text)
+        return pickle.dumps(found, pickle.HIGHEST_PROTOCOL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,10 +346,8 @@ def taken_in(found: Returned, job: Job, parameters: Mapping[str, Parameter[Any]]
         graph.values = dict(job.values)
         node = order[found.node] if 0 <= found.node < len(order) else None
     # the gradients of a training rollout say all that its values would
-    values = {} if found.rollout.gradients is not None else job.values
-    return replace(
-        found.rollout, example=job.example, values=values, graph=graph, node=node, output=output, cost=cost
-    )  # fmt: skip
+    known = {} if found.rollout.gradients is not None else job.values
+    return replace(found.rollout, example=job.example, values=known, graph=graph, node=node, output=output, cost=cost)
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------

@@ -67,8 +67,9 @@ class _Books:
     def __init__(self, line: Line) -> None:
         self._line = line
 
-    def account(self, role: str, job: Any) -> Any:
-        """A tab of the rollout that runs."""
+    def account(self, role: str, job: Any, place: Any = None) -> Any:
+        """A tab of the rollout that runs; its place is known to the driver."""
+        del place
         return Tab(self._line, job.ticket, role)
 
 
@@ -107,7 +108,8 @@ class Workplace:
         self.hashes = Reach({"the workflow": workflow, "the guide": guide}).hashes
         self._base: dict[str, Any] = unpack(shipment.base)
         executor = LocalExecutor(shipment.slots)
-        self._roller = Roller(workflow, guide, _Books(line), executor)  # pyright: ignore[reportArgumentType] # all it asks for is accounts
+        books: Any = _Books(line)  # all that is asked for is accounts
+        self._roller = Roller(workflow, guide, books, executor, shipment.timeout)
         self._memory = Memory(meter=metering)
         self._training = Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -128,7 +130,7 @@ class Workplace:
         job.values = {**self._base, **job.values}
         with remembering(self._memory):
             rollout = self._rolled(ticket, job)
-        return returned(rollout, self._memory.reported())
+        return returned(rollout, self._memory.reported(), stuck=self._roller.stuck > 0)
 
     def _rolled(self, ticket: int, job: Job) -> Rollout:
         if self._roller.is_async:

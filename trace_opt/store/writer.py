@@ -1,7 +1,8 @@
 """What a running search writes: each batch is one transaction, and none goes through once the lease is lost.
 
 A batch waits in memory until something in it was paid for or took long; everything waiting goes along with that. So what
-costs money is safe as soon as it is known, and free, fast rollouts cost next to nothing to keep.
+costs money is safe as soon as it is known, and free, fast rollouts and the steps made of them, which a resumed run makes
+again as they were, cost next to nothing to keep: they are written in groups.
 """
 
 from __future__ import annotations
@@ -25,17 +26,21 @@ if TYPE_CHECKING:
 
     from trace_opt.store.database import Database
 
-_MOST_WAITING = 512
+GROUP_S = 0.05
+"""How long free, fast rollouts and steps may wait for others to be written with."""
+
+_GROUP_ROWS = 100
+_DATA = RolloutRow._fields.index("data")
 
 
 @dataclass(slots=True)
 class Batch:
-    """Rows to be written together."""
+    """Rows to be written together; of a candidate, a trial or a state what was said last."""
 
-    rollouts: list[RolloutRow] = field(default_factory=list[RolloutRow])
+    rollouts: list[tuple[Any, ...]] = field(default_factory=list[tuple[Any, ...]])
     graphs: list[tuple[int, int, str]] = field(default_factory=list[tuple[int, int, str]])
-    candidates: list[CandidateRow] = field(default_factory=list[CandidateRow])
-    trials: list[TrialRow] = field(default_factory=list[TrialRow])
+    candidates: dict[int, CandidateRow] = field(default_factory=dict[int, CandidateRow])
+    trials: dict[int, TrialRow] = field(default_factory=dict[int, TrialRow])
     states: dict[str, str] = field(default_factory=dict[str, str])
     spend: dict[str, Cost] = field(default_factory=dict[str, Cost])
     landed: list[int] = field(default_factory=list[int])
@@ -64,6 +69,7 @@ class Writer:
         self._known_blobs: set[str] = set()
         self._connection: sa.Connection | None = database.connect()
         self._began = time.monotonic() - seconds
+        self._written = -GROUP_S
         self._stop = Event()
         self._sql = _Statements(database.mark)
         self._renewer = Thread(target=self._renew, name="trace_opt-lease", daemon=True)
@@ -89,13 +95,15 @@ class Writer:
             graph: `Graph.to_json`, where it will be wanted again.
             now: Whether to commit at once.
         """
-        row = row._replace(data=blobs.text_of(row.data) if row.data else "{}")
+        text = blobs.text_of(row.data) if row.data else "{}"
+        kept = (self.run, *row[:_DATA], text, *row[_DATA + 1 :])
         with self._lock:
-            self._waiting.rollouts.append(row)
+            self._waiting.rollouts.append(kept)
             if graph is not None:
                 self._waiting.graphs.append((row.candidate, row.example, graph))
-            self._spend(spend, landed)
-            if now or len(self._waiting.rollouts) >= _MOST_WAITING:
+            if spend or landed:
+                self._spend(spend, landed)
+            if now or len(self._waiting.rollouts) >= _GROUP_ROWS:
                 self.commit()
 
     def graph(self, candidate: int, example: int, graph: str) -> None:
@@ -107,13 +115,13 @@ class Writer:
         """Keep a candidate, or what has become of it, with the next commit."""
         with self._lock:
             data = blobs.text_of(blobs.store_tensors(row.data, self._put))
-            self._waiting.candidates.append(row._replace(data=data, parents=blobs.text_of(row.parents)))
+            self._waiting.candidates[row.id] = row._replace(data=data, parents=blobs.text_of(row.parents))
 
     def trial(self, row: TrialRow) -> None:
         """Keep a trial, or what has become of it, with the next commit."""
         with self._lock:
             data = blobs.text_of(blobs.store_tensors(row.data, self._put))
-            self._waiting.trials.append(row._replace(data=data, verdict=storable(row.verdict)))
+            self._waiting.trials[row.number] = row._replace(data=data, verdict=storable(row.verdict))
 
     def state(self, part: str, data: Any) -> None:
         """Keep a state in place of the one before, with the next commit.
@@ -181,6 +189,21 @@ class Writer:
             batch, self._waiting = self._waiting, Batch()
             with self._transaction() as connection:
                 self._write(connection, batch)
+            self._written = time.monotonic()
+
+    def commit_soon(self) -> bool:
+        """Write what waits, or let it wait for more where it is free, little and young; gives whether it waits.
+
+        Raises:
+            StoreError: as `commit`.
+        """
+        with self._lock:
+            waiting = self._waiting
+            due = len(waiting.rollouts) >= _GROUP_ROWS or time.monotonic() - self._written >= GROUP_S
+            if due or waiting.spend or waiting.landed:
+                self.commit()
+                return False
+            return True
 
     def close(self, status: str, ended: str) -> None:
         """Write what waits, say how the run stands, and give the lease back."""
@@ -246,14 +269,14 @@ class Writer:
         run, sql = self.run, self._sql
         run_sql = connection.exec_driver_sql
         if batch.candidates:
-            run_sql(sql.candidate, [(run, *row) for row in batch.candidates])
+            run_sql(sql.candidate, [(run, *row) for row in batch.candidates.values()])
         if batch.rollouts:
-            run_sql(sql.rollout, [(run, *row) for row in batch.rollouts])
+            run_sql(sql.rollout, batch.rollouts)
         for candidate, example, text in batch.graphs:
             name = self._put(blobs.packed(text), connection)
             run_sql(sql.graph, (run, candidate, example, name))
         if batch.trials:
-            run_sql(sql.trial, [(run, *row) for row in batch.trials])
+            run_sql(sql.trial, [(run, *row) for row in batch.trials.values()])
         if batch.states:
             run_sql(sql.state, [(run, part, data) for part, data in batch.states.items()])
         if batch.memos:

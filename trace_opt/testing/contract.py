@@ -22,11 +22,13 @@ from trace_opt.core.feedback import Feedback
 from trace_opt.core.parameter import Demonstrations, Parameter
 from trace_opt.core.rollout import Rollout, Rollouts
 from trace_opt.core.tracer import trace
+from trace_opt.core.trainable import listed
 from trace_opt.errors import BudgetError
 from trace_opt.optim.base import Optimizer, Outcome, Proposal, Trial
 from trace_opt.problem import Problem
-from trace_opt.search.budget import Budget, Ledger
+from trace_opt.search.budget import Budget
 from trace_opt.search.executors import LocalExecutor
+from trace_opt.search.ledger import Ledger
 from trace_opt.search.rolling import Job, Roller
 
 
@@ -58,7 +60,7 @@ class OptimizerContract(ABC):
     def test_it_says_of_every_kind_of_parameter_whether_it_handles_it(self) -> None:
         """`handles` answers with a bool, and the same again."""
         optimizer = self.optimizer()
-        for parameter in (*(_problem().parameters or ()), *_Bench(self.problem()).parameters):
+        for parameter in (*listed(_problem().parameters or ()), *_Bench(self.problem()).parameters):
             answers = [optimizer.handles(parameter) for _ in range(2)]
             assert type(answers[0]) is bool, f"handles({parameter!r}) gave {answers[0]!r}; return True or False"
             assert answers[0] is answers[1], f"handles({parameter!r}) gave {answers!r}; answer by the parameter alone"
@@ -164,7 +166,8 @@ class _Bench:
         self.items = asyncio.run(self.run([{}], self.examples, grad=False, repeat=0, memos=None))[0]
         self._broke = broke
         reached = {p.name: p for rollout in self.items for p in _reached(rollout)}
-        self.parameters = list(reached.values() if problem.parameters is None else problem.parameters)
+        given = reached.values() if problem.parameters is None else problem.parameters
+        self.parameters: list[Parameter[Any]] = listed(given)
 
     def _workflow(self, example: Any) -> Any:
         args, keywords = bind(self.problem.workflow, example)

@@ -14,6 +14,7 @@ from trace_opt.errors import LLMError
 from trace_opt.llm.base import LLM, Message, Reply, Request, checked
 from trace_opt.llm.faults import ANSWERED, UNSENT, CallError
 from trace_opt.llm.limits import Retry, no_waits
+from trace_opt.llm.meter import patiently
 from trace_opt.llm.prices import Price
 from trace_opt.llm.stack import Backend, metered, seeded
 
@@ -64,7 +65,8 @@ class ScriptedLLM(LLM):
     async def asend(self, request: Request) -> Reply:
         """Answer as the script says."""
         with no_waits():
-            return await self._stack.asend(seeded(checked(request), self.name))
+            settled = seeded(checked(request), self.name)
+            return await patiently(lambda: self._stack.asend(settled))
 
 
 class _Script(Backend):

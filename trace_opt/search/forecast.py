@@ -1,0 +1,153 @@
+"""How many proposals a budget buys, told before anything is spent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from trace_opt.core.rollout import Cost
+from trace_opt.search.defaults import models_of
+from trace_opt.search.measures import error_rates
+from trace_opt.search.racing import RUNGS
+
+if TYPE_CHECKING:
+    from trace_opt.search.settings import Settings
+
+_NUMERIC = "trace_opt.optim.numeric"
+_CHARACTERS = 4
+"""Of a token of English text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposing:
+    """What one proposal takes, by the settings alone.
+
+    Attributes:
+        rollouts: How many rollouts, for one that is no better than what it is compared with: its minibatch, and both
+            candidates on the examples that the search gate takes on average.
+        most_rollouts: How many at most: both candidates on all validation examples.
+        asked: How many model calls optimizers make for it, on average over those that take turns.
+        call: What such a call costs at most; None where none is made.
+        race: How many rollouts the race before takes; 0 without one.
+        trained: Names of the classes of optimizers that train, and run rollouts of their own for it.
+    """
+
+    rollouts: int
+    most_rollouts: int
+    asked: float
+    call: Cost | None
+    race: int
+    trained: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bought:
+    """How many proposals a budget buys.
+
+    Attributes:
+        about: As many as it buys of ordinary ones; None where that is not known.
+        least: As many as it buys if each costs the most that it can; None where that is not known.
+        limit: The name of the limit that is reached first; "" where none is set or known.
+        unknown: Names of the limits of which it is not known how far they go.
+    """
+
+    about: int | None
+    least: int | None
+    limit: str
+    unknown: tuple[str, ...]
+
+
+def proposing(settings: Settings, optimizers: Sequence[Any], *, batch: int, raced: int) -> Proposing:
+    """What one proposal takes.
+
+    Args:
+        settings: The run's.
+        optimizers: Those that own a parameter, with their models.
+        batch: Training rollouts that it is made from.
+        raced: How many combinations are raced first.
+    """
+    total, gate = len(settings.data.val), settings.search.gate
+    looks = error_rates(gate, total)["examples"] if gate is not None else 0.0
+    most = total if settings.search.tests else 0
+    asking = [optimizer for optimizer in optimizers if models_of([optimizer])]
+    calls = [cost for optimizer in asking if (cost := _call(optimizer)) is not None]
+    return Proposing(
+        rollouts=batch + math.ceil(2 * looks * settings.repeats), most_rollouts=batch + 2 * most * settings.repeats,
+        asked=len(asking) / len(optimizers) if optimizers else 0.0,
+        call=max(calls, key=lambda cost: (cost.usd or 0.0, cost.tokens), default=None),
+        race=_race(raced, total, getattr(settings.search, "rungs", RUNGS)) * settings.repeats,
+        trained=tuple(dict.fromkeys(type(o).__name__ for o in optimizers if type(o).__module__.startswith(_NUMERIC))),
+    )  # fmt: skip
+
+
+def _race(count: int, total: int, rungs: Sequence[int | None]) -> int:
+    """Rollouts of a race at most; the start was run on all examples before, and may not get beyond the first rung."""
+    if count < 2:
+        return 0
+    rollouts, before, left = 0, 0, count
+    for stop in sorted({min(total, rung) for rung in rungs if rung is not None} | {total}):
+        rollouts += (left - (not before)) * (stop - before)
+        before, left = stop, -(-left // 4)
+    return rollouts
+
+
+def _call(optimizer: Any) -> Cost | None:
+    """The most that one call of an optimizer costs; None where it does not say how long its questions are."""
+    models = models_of([optimizer])
+    held = cast("Mapping[str, Any]", vars(optimizer))
+    tokens = held.get("tokens")
+    if not models or tokens is None:
+        inner = [cost for source in getattr(optimizer, "sources", ()) if (cost := _call(source)) is not None]
+        return max(inner, key=lambda cost: cost.tokens, default=None)
+    fields: Mapping[str, Any] = held.get("_fields", {})
+    question = "x" * (len(getattr(optimizer, "system", "")) + _CHARACTERS * tokens)
+    return models[0].price(models[0].request(question, **fields))
+
+
+def bought(
+    budget: Mapping[str, Any], needed: Mapping[str, int], per: Proposing, one: Cost | None, seconds: float | None
+) -> Bought:  # fmt: skip
+    """How many proposals a budget buys.
+
+    Args:
+        budget: The limits that are set, by name.
+        needed: Rollouts by what for, as `Plan.rollouts` has them; the start's and the test's are paid for in any case.
+        per: What a proposal takes.
+        one: What a rollout costs; None where that is not known.
+        seconds: How long it takes, or None.
+    """
+    fixed = needed["to score the start"] + needed["for the test"] + per.race
+    call = per.call or Cost(1, 0, 0, None)
+    units: dict[str, tuple[float | None, float | None]] = {
+        "rollouts": (1.0, 0.0),
+        "calls": (None if one is None else one.calls, 1.0),
+        "tokens": (None if one is None else one.tokens, call.tokens if per.call is not None or not per.asked else None),
+        "usd": (None if one is None else one.usd, call.usd if per.asked else 0.0),
+        "seconds": (seconds, 0.0),
+    }
+    about: dict[str, int] = {}
+    least: dict[str, int] = {}
+    unknown: list[str] = []
+    for name, limit in budget.items():
+        if name == "trials":
+            about[name] = least[name] = limit
+            continue
+        rollout, asked = units[name]
+        if rollout is None or asked is None:
+            unknown.append(name)
+            continue
+        left = limit - fixed * rollout
+        # asked once more about values that were no good, it makes a second call
+        for found, rollouts, calls in (
+            (about, per.rollouts, per.asked),
+            (least, per.most_rollouts, 2 * math.ceil(per.asked)),
+        ):
+            price = rollouts * rollout + calls * asked
+            if price > 0:
+                found[name] = max(0, math.floor(left / price + 1e-9))
+    return Bought(
+        about=min(about.values(), default=None), least=min(least.values(), default=None),
+        limit=min(about, key=lambda name: about[name], default=""), unknown=tuple(unknown),
+    )  # fmt: skip
