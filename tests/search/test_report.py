@@ -53,3 +53,11 @@ def test_scores_of_several_names_and_unknown_prices_are_printed() -> None:
 def test_a_report_of_a_newer_version_is_read_as_far_as_it_is_known() -> None:
     data = Report(examples="val", held_out=False, best=Summary.of([1.0], 0.0)).to_json()
     assert Report.from_json({**data, "unknown": 1}).examples == "val"
+
+
+def test_a_report_on_values_that_no_rollout_was_left_for_says_so() -> None:
+    """A budget can end, by faults that cost calls, before start and best have an example in common."""
+    nothing = Summary.of([], 0.0)
+    report = Report(examples="train", held_out=False, best=nothing, start=nothing, notes=("the budget was spent",))
+    assert str(report).count("not run") == 2
+    assert Report.from_json(json.loads(json.dumps(report.to_json()))) == report

@@ -65,7 +65,11 @@ def report_of(
     claim = "none" if not held_out else "no evidence" if difference is None else difference.claim
     binary = is_binary(start.on(numbers)) and is_binary(best.on(numbers))
     said = [*data.notes, *([settings.warm.says] if settings.warm.values else []), *notes]
-    if best is start:
+    if not numbers:
+        said.append(
+            "the budget was spent before start and best were run on any example, so nothing tells which is better"
+        )
+    elif best is start:
         said.append("no proposal was better, so the start's values stay")
     return Report(
         examples="test" if held_out and data.test else "train" if data.shared else "val", held_out=held_out, claim=claim,

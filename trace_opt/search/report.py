@@ -46,11 +46,13 @@ class Summary:
         """Sum scores up.
 
         Args:
-            scores: At least one; None where the workflow failed.
+            scores: None where the workflow failed; of none at all all figures are 0.
             floor: What a failed rollout counts as.
             binary: Whether scores are 0 or 1 by nature; by default whether these are.
             means: The mean of every score by name, where there are several.
         """
+        if not scores:
+            return cls(mean=0.0, low=0.0, high=0.0, n=0)
         values = [floor if score is None else score for score in scores]
         counts = binary is not False and statistics.is_binary(values)
         low, high = statistics.mean_interval(values, binary=counts)
@@ -60,6 +62,8 @@ class Summary:
         )
 
     def __str__(self) -> str:
+        if not self.n:
+            return "not run"
         text = f"{self.mean:.3f}  [{self.low:.3f}, {self.high:.3f}]"
         return f"{text}  {self.failed} of {self.n} failed" if self.failed else text
 
