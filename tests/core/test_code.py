@@ -439,6 +439,12 @@ def test_an_exported_module_imports_and_behaves_the_same(tmp_path: Path, monkeyp
     assert formatted.returncode == 0, formatted.stdout
 
 
+def test_a_decorator_that_stands_twice_is_exported_twice() -> None:
+    contract = capture(decorated)
+    assert contract.decorators == ("noisy", "noisy")
+    assert "@noisy\n@noisy\ndef decorated" in export({"decorated": contract.source}, {"decorated": contract})
+
+
 def test_an_option_that_is_local_to_where_a_function_was_made_is_left_out_of_its_export(tmp_path: Path) -> None:
     def made(chosen: str, wrap: Any) -> tuple[Any, Any]:
         @trace(trainable=True, sandbox=chosen)

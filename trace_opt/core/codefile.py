@@ -37,14 +37,13 @@ def export(sources: Mapping[str, str], contracts: Mapping[str, Contract], *, tit
     functions: list[str] = []
     for key, source in sources.items():
         contract = contracts[key]
-        known = {decorator: _with_known_options(decorator, contract) for decorator in contract.decorators}
-        decorators = [f"@{text}" for text in known.values()]
-        for decorator in known.values():
+        decorators = [_with_known_options(decorator, contract) for decorator in contract.decorators]
+        for decorator in decorators:
             parts.need(codecheck.free_names(decorator), contract)
         parts.need(codecheck.free_names(source), contract)
         imports, rest = _without_imports(source)
         parts.imports.update(imports)
-        functions.append(_with_decorators(rest, contract.name, decorators))
+        functions.append(_with_decorators(rest, contract.name, [f"@{text}" for text in decorators]))
     blocks = [f'"""{title}"""'] if title else []
     # the standard library's first, as formatters have them
     for group in (True, False):
