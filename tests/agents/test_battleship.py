@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from tests.agents.command_line import exported
 from tests.loading import module_at
 from trace_opt import Budget
 from trace_opt.core.context import in_force
 from trace_opt.errors import ProblemError
-from trace_opt.optim.patch import patched
 from trace_opt.problem import Problem, load_problem
 from trace_opt.testing import ScriptedLLM
 
@@ -171,19 +171,9 @@ problem = dataclasses.replace(load_problem(PATH, SMALL), optimizers=[OptoPrime(l
 
 
 def test_run_diff_and_export_from_the_command_line(capfd: Any, tmp_path: Path) -> None:
-    from trace_opt.cli import main
-
     file = tmp_path / "wrapper.py"
     file.write_text(f"PATH, SMALL, GOOD = {str(PATH)!r}, {SMALL!r}, {GOOD!r}\n{WRAPPER}", encoding="utf-8")
-    assert main(["run", str(file), "--budget", "trials=1"]) == 0
-    capfd.readouterr()
-    assert main(["diff", "--json"]) == 0
-    shown = json.loads(capfd.readouterr().out)
-    for name in ("reason", "act"):
-        part = f"--- {name} (start)" + shown["diff"].partition(f"--- {name} (start)")[2].partition("\n--- ")[0]
-        assert patched(shown["a"][name], part) == shown["b"][name]
-    assert main(["export", "--format", "code", "-o", str(tmp_path / "found.py")]) == 0
-    found = module_at(tmp_path / "found.py", "exported_battleship")
+    found = exported(file, ("reason", "act"), capfd)
     promise = found.reason(["...", ".x.", "..."], [2])
     assert found.act(promise, ["...", ".x.", "..."], 0) in [(0, 1), (1, 0), (1, 2), (2, 1)]
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from tests.agents.command_line import exported
 from tests.loading import module_at
 from trace_opt import Budget
 from trace_opt.core.tracer import record
 from trace_opt.errors import OpError, ProblemError
-from trace_opt.optim.patch import patched
 from trace_opt.problem import Problem, load_problem
 from trace_opt.testing import ScriptedLLM
 
@@ -314,19 +314,9 @@ def problem(*, task: str = "encode"):
 
 
 def test_the_diff_shown_is_applied_and_the_exported_module_does_the_same(capfd: Any, tmp_path: Path) -> None:
-    from trace_opt.cli import main
-
     file = tmp_path / "wrapper.py"
     file.write_text(f"FIXES = {FIXES['encode']!r}\nPATH = {str(PATH)!r}\n{WRAPPER}", encoding="utf-8")
-    assert main(["run", str(file), "--budget", "trials=1"]) == 0
-    capfd.readouterr()
-    assert main(["diff", "--json"]) == 0
-    shown = json.loads(capfd.readouterr().out)
-    for name in ("encode", "summary"):
-        part = f"--- {name} (start)" + shown["diff"].partition(f"--- {name} (start)")[2].partition("\n--- ")[0]
-        assert patched(shown["a"][name], part) == shown["b"][name]
-    assert main(["export", "--format", "code", "-o", str(tmp_path / "found.py")]) == 0
-    found = module_at(tmp_path / "found.py", "exported_code_repair")
+    found = exported(file, ("encode", "summary"), capfd)
     assert found.summary(found.encode("a" * 12 + "b")) == {"a": 12, "b": 1}
 
 

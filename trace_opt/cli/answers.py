@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from trace_opt.cli.functions import best_format
 from trace_opt.cli.options import with_store
 from trace_opt.cli.terminal import fields, styled, table
 from trace_opt.cli.values import encoded, values_lines
@@ -54,10 +55,10 @@ def run_lines(problem: Problem, run: Run, report: Report, watcher: Watcher) -> l
     ]  # fmt: skip
 
 
-def run_commands(run: str, store: str | None, *, code: bool) -> list[str]:
-    """What to type after a run; `code` says whether it may have rewritten functions."""
+def run_commands(run: str, store: str | None, parameters: Iterable[Any]) -> list[str]:
+    """What to type after a run with these parameters."""
     where = with_store(store)
-    return [f"trace-opt diff {run}{where}", f"trace-opt export {run}{where} --format {'code' if code else 'text'}"]
+    return [f"trace-opt diff {run}{where}", f"trace-opt export {run}{where} --format {best_format(parameters)}"]
 
 
 def report_lines(report: Report) -> list[str]:
@@ -119,11 +120,7 @@ def record_commands(record: RunRecord, store: str | None) -> list[str]:
     info = record.info
     if info.status in ("interrupted", "failed"):
         return [f"trace-opt resume {info.id}{with_store(store)}"]
-    return (
-        []
-        if info.status == "running"
-        else run_commands(info.id, store, code=any(parameter.kind == "code" for parameter in record.parameters))
-    )
+    return [] if info.status == "running" else run_commands(info.id, store, record.parameters)
 
 
 _SHOWN_TRIALS = 20

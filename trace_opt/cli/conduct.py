@@ -116,8 +116,7 @@ def _finish(what: Conduct, watcher: Watcher, run: Run) -> int:
     else:
         answer(*run_lines(what.problem, run, report, watcher))
         if run.id and not what.quiet:
-            code = any(parameter.kind == "code" for parameter in run.parameters.values())
-            suggest(*run_commands(run.id, what.store, code=code))
+            suggest(*run_commands(run.id, what.store, run.parameters.values()))
     return OK
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from trace_opt.cli.functions import best_format
 from trace_opt.cli.options import (
     JsonOption,
     OutputOption,
@@ -52,8 +53,7 @@ def diff(
         tell(f"{a} and {b} have the same values")
         return
     answer(*map(coloured, lines))
-    kind = "code" if any(parameter.kind == "code" for parameter in record.parameters) else "text"
-    suggest(f"trace-opt export {record.info.id}{with_store(store)} --format {kind}")
+    suggest(f"trace-opt export {record.info.id}{with_store(store)} --format {best_format(record.parameters)}")
 
 
 def _values(record: RunRecord, which: str) -> Mapping[str, Any]:

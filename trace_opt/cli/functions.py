@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from trace_opt.errors import StoreError, TraceError
 
@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from trace_opt.core.parameter import Parameter
     from trace_opt.core.trainable import Code
     from trace_opt.store.records import RunRecord
+
+
+def best_format(parameters: Iterable[Any]) -> Literal["code", "text"]:
+    """The format that shows these parameters' values best: "code" where one of them is a function."""
+    return "code" if any(parameter.kind == "code" for parameter in parameters) else "text"
 
 
 def functions_of(record: RunRecord) -> list[str]:

@@ -1,31 +1,25 @@
 """The rules that a proposed source must keep, each a reading of its syntax tree: nothing of it is run.
 
 At the top level only what does nothing stands: the function itself, helper functions and plain classes, imports, docstrings
-and constants: literals, or arithmetic on a few numbers. Default values, annotations and decorators run when a function is defined, so they are
-bound by the same rule, and those of the function itself by the original's.
+and constants (codeconstant.py). Default values, annotations and decorators run when a function is defined, so they are
+bound by a like rule, and those of the function itself by the original's.
 """
 
 from __future__ import annotations
 
 import ast
 import builtins
-import math
-import operator
 import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+from trace_opt.core.codeconstant import is_constant, is_literal
 from trace_opt.errors import CodeError
 
 FunctionNode = (ast.FunctionDef, ast.AsyncFunctionDef)
 _ACTIVE = (ast.Call, ast.Await, ast.Yield, ast.YieldFrom, ast.NamedExpr, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp,
            ast.GeneratorExp)  # fmt: skip
-_ARITHMETIC: dict[type[ast.operator], str] = {
-    ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "truediv", ast.FloorDiv: "floordiv", ast.Mod: "mod",
-    ast.Pow: "pow", ast.LShift: "lshift",
-}  # fmt: skip
-_MOST_BITS = 128
 _lock = threading.Lock()  # warning filters are the process's
 
 
@@ -143,7 +137,7 @@ def _problem(node: ast.stmt) -> str | None:
     if isinstance(node, ast.ImportFrom):
         return "imports everything from a module" if any(a.name == "*" for a in node.names) or node.level else None
     if isinstance(node, (ast.Assign, ast.AnnAssign)):
-        plain = node.value is None or _is_literal(node.value) or _number(node.value) is not None
+        plain = node.value is None or is_constant(node.value)
         named = all(isinstance(t, ast.Name) for t in (node.targets if isinstance(node, ast.Assign) else [node.target]))
         return None if plain and named else "does something when it is defined"
     if isinstance(node, ast.Pass) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
@@ -151,32 +145,11 @@ def _problem(node: ast.stmt) -> str | None:
     return "does something when it is defined"
 
 
-def _number(node: ast.expr) -> float | None:
-    """What arithmetic on numbers gives, as `10**9 + 7` or `float("inf")`; None for all else and for what grows long."""
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        return node.value  # type: ignore[return-value] # of one of the two types
-    if isinstance(node, ast.Call) and ast.unparse(node) in ("float('inf')", "float('-inf')"):
-        return math.inf
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
-        inner = _number(node.operand)
-        return None if inner is None else (-inner if isinstance(node.op, ast.USub) else inner)
-    if not isinstance(node, ast.BinOp) or type(node.op) not in _ARITHMETIC:
-        return None
-    left, right = _number(node.left), _number(node.right)
-    if left is None or right is None or (isinstance(node.op, (ast.Pow, ast.LShift)) and not 0 <= right <= _MOST_BITS):
-        return None
-    try:
-        found: Any = getattr(operator, _ARITHMETIC[type(node.op)])(left, right)
-    except (ArithmeticError, TypeError, ValueError):
-        return None
-    return found if type(found) is float or (type(found) is int and found.bit_length() <= _MOST_BITS) else None
-
-
 def _function_problem(node: Any, *, decorated: bool = False) -> str | None:
     if node.decorator_list and not decorated:
         return f"has a decorator on {node.name!r}"
     defaults = [*node.args.defaults, *(d for d in node.args.kw_defaults if d is not None)]
-    if not all(_is_literal(default) for default in defaults):
+    if not all(is_literal(default) for default in defaults):
         return f"has a default value in {node.name!r} that is no literal"
     return (
         f"has an annotation in {node.name!r} that does something" if any(map(_is_active, _annotations(node))) else None
@@ -211,7 +184,7 @@ def _is_field(node: ast.expr | None) -> bool:
     """Whether a class attribute's value is a literal or `field(default_factory=list)`."""
     if isinstance(node, ast.Call) and ast.unparse(node.func) in ("field", "dataclasses.field"):
         return not node.args and all(not _is_active(k.value) for k in node.keywords)
-    return node is None or _is_literal(node)
+    return node is None or is_literal(node)
 
 
 def _is_active_call(node: ast.expr) -> bool:
@@ -220,7 +193,7 @@ def _is_active_call(node: ast.expr) -> bool:
         return (
             ast.unparse(node.func) not in ("dataclass", "dataclasses.dataclass")
             or bool(node.args)
-            or not all(_is_literal(k.value) for k in node.keywords)
+            or not all(is_literal(k.value) for k in node.keywords)
         )
     return ast.unparse(node) not in ("dataclass", "dataclasses.dataclass")
 
@@ -236,14 +209,6 @@ def _annotations(node: Any) -> Iterator[ast.expr]:
 
 def _is_active(node: ast.AST) -> bool:
     return any(isinstance(inner, _ACTIVE) for inner in ast.walk(node))
-
-
-def _is_literal(node: ast.expr) -> bool:
-    try:
-        ast.literal_eval(node)
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        return False
-    return True
 
 
 def same_signature(node: Any, source: str, header: str, name: str) -> None:

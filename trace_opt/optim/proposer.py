@@ -16,10 +16,11 @@ from trace_opt.optim.text import name_text
 
 if TYPE_CHECKING:
     from trace_opt.core.parameter import Parameter
-    from trace_opt.core.rollout import Rollouts
+    from trace_opt.core.rollout import Cost, Rollouts
     from trace_opt.llm.base import LLM
 
 
+_CHARACTERS = 4  # of a token of English text
 _IDLE = 2
 _SUGGESTED = "# Suggested already\nThese will be tried; give values that differ from them in what they say, not in a word or two."
 
@@ -80,6 +81,14 @@ class Proposer(Optimizer):
         if self.needs_model:
             self._llm = llm
             self.needs_model = False
+
+    @final
+    def call_at_most(self) -> Cost | None:
+        """The most that one request costs; None without a model."""
+        if self._llm is None:
+            return None
+        longest = "x" * (len(self.system) + _CHARACTERS * self.tokens)
+        return self._llm.price(self._llm.request(longest, **self._fields))
 
     @final
     async def propose(

@@ -37,7 +37,25 @@ def returns_to_go(rewards: Tensor, gamma: float = 1.0) -> Tensor:
     return rewards.flip(1).cumsum(1).flip(1)
 
 
-class Running:
+class Baseline:
+    """None at all, and what every baseline can be asked."""
+
+    def __call__(self, returns: Tensor, batch: Batch) -> Tensor:  # noqa: ARG002 # others look at groups
+        """What was to be expected of each step, shape `[n, T]` or broadcastable to it."""
+        return returns.new_zeros(1, 1)
+
+    def observe(self, returns: Tensor, batch: Batch) -> None:
+        """Take a batch's returns in, for later ones."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+
+
+class Running(Baseline):
     """The mean return to go of each step over earlier batches, older ones weighing less.
 
     A batch's own returns come in only after it was used: a baseline with its own returns in it would bias the gradient.
@@ -81,7 +99,7 @@ class Running:
         self._mean = state["mean"]
 
 
-class LeaveOneOut:
+class LeaveOneOut(Baseline):
     """The mean return to go of the other trajectories of the same group."""
 
     def __call__(self, returns: Tensor, batch: Batch) -> Tensor:
@@ -91,36 +109,27 @@ class LeaveOneOut:
             ValueError: a group holds one trajectory only, so there is no other.
         """
         sums, sizes = group_totals(returns, batch.groups)
-        if bool((sizes < 2).any()):
-            alone = int(batch.groups[int((sizes < 2).nonzero()[0])])
-            raise ValueError(
-                f"group {alone} holds one trajectory, which leaves none for a leave-one-out baseline; sample at least two "
-                "of each prompt, or take baseline='running'"
-            )
+        check_shared(sizes, batch.groups)
         others = (sums - returns) / (sizes[:, None] - 1)
         # a rounding error that is left of equal returns would be a whole step once normalised
         return others.where(~all_equal(returns, batch.groups), returns)
 
-    def observe(self, returns: Tensor, batch: Batch) -> None:
-        """Nothing to remember."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
+def check_shared(sizes: Tensor, groups: Tensor) -> None:
+    """Refuse a trajectory that has no other to be compared with.
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing to take back."""
+    Args:
+        sizes: Of each trajectory's group, shape `[n]`.
+        groups: Integers, shape `[n]`.
 
-
-class Nothing(LeaveOneOut):
-    """No baseline."""
-
-    def __call__(self, returns: Tensor, _: Batch) -> Tensor:
-        """Zero."""
-        return returns.new_zeros(1, 1)
-
-
-Baseline = Running | LeaveOneOut
+    Raises:
+        ValueError: a group holds one trajectory only.
+    """
+    if bool((sizes < 2).any()):
+        alone = int(groups[int((sizes < 2).nonzero()[0])])
+        raise ValueError(
+            f"group {alone} holds one trajectory, which leaves none to compare it with; sample at least two of each prompt"
+        )
 
 
 def baseline_of(given: BaselineName | Running) -> Baseline:
@@ -136,7 +145,7 @@ def baseline_of(given: BaselineName | Running) -> Baseline:
     if given == "leave-one-out":
         return LeaveOneOut()
     if given == "none":
-        return Nothing()
+        return Baseline()
     known = get_args(BaselineName)
     hint = meant(given, known, f"known: {', '.join(known)}")
     raise ValueError(f"there is no baseline {given!r}; {hint}")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from trace_opt.core.rollout import Cost
+from trace_opt.optim.proposer import Proposer
 from trace_opt.search.defaults import models_of
 from trace_opt.search.measures import error_rates
 from trace_opt.search.racing import RUNGS
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from trace_opt.search.settings import Settings
 
 _NUMERIC = "trace_opt.optim.numeric"
-_CHARACTERS = 4
-"""Of a token of English text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,16 +93,11 @@ def _race(count: int, total: int, rungs: Sequence[int | None]) -> int:
 
 
 def _call(optimizer: Any) -> Cost | None:
-    """The most that one call of an optimizer costs; None where it does not say how long its questions are."""
-    models = models_of([optimizer])
-    held = cast("Mapping[str, Any]", vars(optimizer))
-    tokens = held.get("tokens")
-    if not models or tokens is None:
-        inner = [cost for source in getattr(optimizer, "sources", ()) if (cost := _call(source)) is not None]
-        return max(inner, key=lambda cost: cost.tokens, default=None)
-    fields: Mapping[str, Any] = held.get("_fields", {})
-    question = "x" * (len(getattr(optimizer, "system", "")) + _CHARACTERS * tokens)
-    return models[0].price(models[0].request(question, **fields))
+    """The most that one call of an optimizer costs; None where it does not say."""
+    if isinstance(optimizer, Proposer):
+        return optimizer.call_at_most()
+    inner = [cost for source in getattr(optimizer, "sources", ()) if (cost := _call(source)) is not None]
+    return max(inner, key=lambda cost: cost.tokens, default=None)
 
 
 def bought(

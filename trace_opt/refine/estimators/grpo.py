@@ -8,12 +8,12 @@ baseline.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from trace_opt.refine.advantages import BaselineName, check_shared
 from trace_opt.refine.batch import all_equal, group_totals
-from trace_opt.refine.estimators.base import Estimator, Sample, Update, k3
-from trace_opt.refine.estimators.reinforce import Ascent
+from trace_opt.refine.estimators.ascent import Ascent
+from trace_opt.refine.estimators.base import Sample, Update, k3
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _SMALL = 1e-4  # added to a group's standard deviation
 
 
-class GRPO(Estimator):
+class GRPO(Ascent):
     """Group-relative policy optimization.
 
     A group whose returns are all equal says nothing: it is left out before anything is computed of it.
@@ -43,13 +43,13 @@ class GRPO(Estimator):
         self, policy: Policy, *, lr: float, unbiased: bool = False, iterations: int = 1, epsilon: float = 0.2, kl: float = 0.0,
         optimizer: str = "adamw", clip: float | None = 1.0,
     ) -> None:  # fmt: skip
-        super().__init__(policy, baseline="leave-one-out" if unbiased else "none", kl=kl)
+        baseline: BaselineName = "leave-one-out" if unbiased else "none"
+        super().__init__(policy, lr=lr, optimizer=optimizer, clip=clip, baseline=baseline, kl=kl)
         if iterations < 1:
             raise ValueError(f"iterations is {iterations!r}; give at least 1")
         if not 0 < epsilon < 1:
             raise ValueError(f"epsilon is {epsilon!r}; give a number between 0 and 1")
         self.unbiased, self.iterations, self.epsilon = unbiased, iterations, epsilon
-        self._ascent = Ascent(policy, lr=lr, optimizer=optimizer, schedule="constant", normalised=False, clip=clip)
 
     def update(self, sample: Sample) -> Update:
         """The steps on one sample."""
@@ -72,7 +72,7 @@ class GRPO(Estimator):
         norms: list[float] = []
         for _ in range(self.iterations):
             gradient = self._gradient_of(chosen, advantages, before, len(batch))
-            norms.append(self._ascent.step(gradient, self.updates))
+            norms.append(self._climb(gradient))
         self.updates += 1
         return Update(said.mean, max(norms), said.used, said.kl)
 
@@ -83,15 +83,14 @@ class GRPO(Estimator):
             ValueError: a group holds one trajectory.
         """
         returns = batch.returns
+        if self.unbiased:
+            return returns - self.baseline(returns[:, None], batch)[:, 0]
         sums, sizes = group_totals(returns, batch.groups)
-        if bool((sizes < 2).any()):
-            alone = int(batch.groups[int((sizes < 2).nonzero()[0])])
-            raise ValueError(f"group {alone} holds one trajectory; sample at least two of each prompt")
-        expected = (sums - returns) / (sizes - 1) if self.unbiased else sums / sizes
-        squares, _ = group_totals((returns - sums / sizes) ** 2, batch.groups)
-        spread = (squares / (sizes - 1)).sqrt()
-        scale = 1.0 if self.unbiased else spread + _SMALL
-        return ((returns - expected) / scale).masked_fill(all_equal(returns, batch.groups), 0.0)
+        check_shared(sizes, batch.groups)
+        centred = returns - sums / sizes
+        squares, _ = group_totals(centred**2, batch.groups)
+        scaled = centred / ((squares / (sizes - 1)).sqrt() + _SMALL)
+        return scaled.masked_fill(all_equal(returns, batch.groups), 0.0)
 
     def _gradient_of(self, batch: Batch, advantages: Tensor, before: Tensor | None, n: int) -> list[Tensor]:
         import torch
@@ -106,12 +105,3 @@ class GRPO(Estimator):
         if self.unbiased:
             return self._grad(gains.sum() / (n * batch.mask.shape[1]))
         return self._grad((gains.sum(1) / batch.mask.sum(1).clamp(min=1)).sum() / n)
-
-    def state_dict(self) -> dict[str, Any]:
-        """With the optimizer's state."""
-        return {**super().state_dict(), "ascent": self._ascent.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave, bit for bit."""
-        super().load_state_dict(state)
-        self._ascent.load_state_dict(state["ascent"])

@@ -12,8 +12,9 @@ import random
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from trace_opt.refine.estimators.base import Draw, Estimator, Sample, Update, length, move, moved
-from trace_opt.refine.estimators.schedules import Schedule, checked, factor
+from trace_opt.refine.estimators.base import Draw, Sample, Update, moved
+from trace_opt.refine.estimators.momentum import Momentum
+from trace_opt.refine.estimators.schedules import Schedule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from trace_opt.refine.batch import Batch, Policy
 
 
-class HARPG(Estimator):
+class HARPG(Momentum):
     """Hessian-aided recursive policy gradient.
 
     It differentiates twice, which fused attention kernels cannot: load a language model with eager attention.
@@ -39,13 +40,9 @@ class HARPG(Estimator):
         self, policy: Policy, *, lr: float, normalised: bool = True, schedule: Schedule | None = None, seed: int = 0,
         **options: Any,
     ) -> None:  # fmt: skip
-        super().__init__(policy, **options)
-        self.lr = lr
+        super().__init__(policy, lr=lr, schedule=schedule or ("inverse" if normalised else "sqrt-inverse"), **options)
         self.normalised = normalised
-        self.schedule: Schedule = checked(schedule or ("inverse" if normalised else "sqrt-inverse"))
         self._rng = random.Random(seed)  # noqa: S311 # no secret
-        self._direction: list[Tensor] | None = None
-        self._last: list[Tensor] | None = None  # the step that led here
 
     def sample(self, draw: Draw) -> Sample:
         """Draw at the iterate and, but for the first time, at a random point between it and the one before."""
@@ -60,26 +57,18 @@ class HARPG(Estimator):
         """Carry the direction along, average the gradient in, and step."""
         advantages, returns = self._advantages(sample.batch)
         gradient = self._gradient(sample.batch, advantages)
-        if self._direction is None or self._last is None or sample.between is None:
-            self._direction = gradient
-        else:
+        if self._direction is not None and self._last is not None and sample.between is not None:
             eta = 2 / (self.updates + 2)
             with moved(self.weights, [step * (sample.share - 1) for step in self._last]):
                 change = self.hessian_vector(sample.between, self._last)
-            self._direction = [
+            gradient = [
                 (1 - eta) * (old + bent) + eta * new
                 for old, bent, new in zip(self._direction, change, gradient, strict=True)
             ]
-        norm = length(self._direction)
-        step = self.lr * factor(self.schedule, self.updates)
-        before = [w.detach().clone() for w in self.weights]
-        if norm > 0:
-            move(self.weights, self._direction, step / norm if self.normalised else step)
-        self._last = [w.detach() - b for w, b in zip(self.weights, before, strict=True)]
+        norm = self._advance(gradient, normalised=self.normalised)
         if sample.between is not None:
             self.baseline.observe(self._advantages(sample.between)[1], sample.between)
         self.baseline.observe(returns, sample.batch)
-        self.updates += 1
         return self._said(sample.batch, advantages, norm)
 
     def hessian_vector(self, batch: Batch, vector: list[Tensor]) -> list[Tensor]:
@@ -111,16 +100,13 @@ class HARPG(Estimator):
         return [found.detach() for found in self._grad(whole)]
 
     def state_dict(self) -> dict[str, Any]:
-        """With the direction, the last step and the random points' state."""
+        """With the random points' state."""
         version, words, gauss = self._rng.getstate()
-        kept = {"direction": self._direction, "last": self._last, "rng": [version, list(words), gauss]}
-        return {**super().state_dict(), **kept}
+        return {**super().state_dict(), "rng": [version, list(words), gauss]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave, bit for bit."""
         super().load_state_dict(state)
-        self._direction = state["direction"]
-        self._last = state["last"]
         version, words, gauss = state["rng"]
         self._rng.setstate((version, tuple(words), gauss))
 

@@ -9,11 +9,11 @@ Fisher-non-degenerate policies", arXiv 2302.01734, algorithm 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from trace_opt.refine.estimators.base import Draw, Estimator, Sample, Update, length, move, moved
-from trace_opt.refine.estimators.schedules import Schedule, checked, factor
+from trace_opt.refine.estimators.base import Draw, Sample, Update, moved
+from trace_opt.refine.estimators.momentum import Momentum
+from trace_opt.refine.estimators.schedules import Schedule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from trace_opt.refine.batch import Policy
 
 
-class NPGIGT(Estimator):
+class NPGIGT(Momentum):
     """Normalised policy gradient with implicit gradient transport.
 
     Args:
@@ -38,17 +38,13 @@ class NPGIGT(Estimator):
         self, policy: Policy, *, lr: float, schedule: Schedule = "inverse", power: float = 0.8, reach: float | None = None,
         **options: Any,
     ) -> None:  # fmt: skip
-        super().__init__(policy, **options)
+        super().__init__(policy, lr=lr, schedule=schedule, **options)
         if not 0 < power <= 1:
             raise ValueError(f"power is {power!r}; give a number above 0 and at most 1")
         if reach is not None and not reach >= 0:
             raise ValueError(f"reach is {reach!r}; give 0 or more, or None")
-        self.lr = lr
-        self.schedule: Schedule = checked(schedule)
         self.power = power
         self.reach = reach
-        self._direction: list[Tensor] | None = None
-        self._last: list[Tensor] | None = None  # the step that led here
 
     @property
     def _momentum(self) -> float:
@@ -59,10 +55,10 @@ class NPGIGT(Estimator):
         if self._last is None:
             return [w.new_zeros(w.shape) for w in self.weights]
         eta = self._momentum
-        factor_ = (1 - eta) / eta
+        steps = (1 - eta) / eta
         if self.reach is not None:
-            factor_ = min(factor_, self.reach)
-        return [step * factor_ for step in self._last]
+            steps = min(steps, self.reach)
+        return [step * steps for step in self._last]
 
     def sample(self, draw: Draw) -> Sample:
         """Draw at the extrapolated point."""
@@ -75,26 +71,8 @@ class NPGIGT(Estimator):
         advantages, returns = self._advantages(sample.batch)
         with moved(self.weights, self._ahead()):
             gradient = self._gradient(sample.batch, advantages)
-        if self._direction is None:
-            self._direction = gradient
-        else:
-            self._direction = [(1 - eta) * old + eta * new for old, new in zip(self._direction, gradient, strict=True)]
-        norm = length(self._direction)
-        step = self.lr * factor(self.schedule, self.updates)
-        before = [w.detach().clone() for w in self.weights]
-        if norm > 0:
-            move(self.weights, self._direction, step / norm)
-        self._last = [w.detach() - b for w, b in zip(self.weights, before, strict=True)]
+        if self._direction is not None:
+            gradient = [(1 - eta) * old + eta * new for old, new in zip(self._direction, gradient, strict=True)]
+        norm = self._advance(gradient, normalised=True)
         self.baseline.observe(returns, sample.batch)
-        self.updates += 1
         return self._said(sample.batch, advantages, norm)
-
-    def state_dict(self) -> dict[str, Any]:
-        """With the averaged direction and the last step."""
-        return {**super().state_dict(), "direction": self._direction, "last": self._last}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave, bit for bit."""
-        super().load_state_dict(state)
-        self._direction = state["direction"]
-        self._last = state["last"]

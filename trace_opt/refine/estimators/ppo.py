@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from trace_opt.refine.estimators.base import Estimator, Sample, Update, divergence
-from trace_opt.refine.estimators.reinforce import Ascent
+from trace_opt.refine.estimators.ascent import Ascent
+from trace_opt.refine.estimators.base import Sample, Update, divergence
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,7 +47,7 @@ class AdaptiveKL:
         return price * (1 + error * trajectories / self.horizon)
 
 
-class PPO(Estimator):
+class PPO(Ascent):
     """Proximal policy optimization with the clipped surrogate, a baseline in the place of a critic.
 
     Args:
@@ -68,14 +68,13 @@ class PPO(Estimator):
         adaptive: AdaptiveKL | None = None, whiten: bool = True, optimizer: str = "adamw", clip: float | None = 1.0,
         **options: Any,
     ) -> None:  # fmt: skip
-        super().__init__(policy, **options)
+        super().__init__(policy, lr=lr, optimizer=optimizer, clip=clip, **options)
         if epochs < 1 or (minibatch is not None and minibatch < 1):
             raise ValueError(f"epochs={epochs!r}, minibatch={minibatch!r} make no step; give at least 1 of each")
         if not 0 < epsilon < 1:
             raise ValueError(f"epsilon is {epsilon!r}; give a number between 0 and 1")
         self.epochs, self.minibatch, self.epsilon = epochs, minibatch, epsilon
         self.adaptive, self.whiten = adaptive, whiten
-        self._ascent = Ascent(policy, lr=lr, optimizer=optimizer, schedule="constant", normalised=False, clip=clip)
 
     def update(self, sample: Sample) -> Update:
         """The epochs on one sample."""
@@ -93,7 +92,7 @@ class PPO(Estimator):
         for epoch in range(self.epochs):
             for rows in self._minibatches(len(batch), epoch):
                 gradient = self._clipped(batch.rows(rows), advantages[rows], before[rows])
-                norms.append(self._ascent.step(gradient, self.updates))
+                norms.append(self._climb(gradient))
         self.baseline.observe(returns, batch)
         seen = divergence(batch)
         if self.adaptive is not None and seen is not None:
@@ -120,13 +119,12 @@ class PPO(Estimator):
         return [order[begin : begin + size] for begin in range(0, n, size)]
 
     def state_dict(self) -> dict[str, Any]:
-        """With the optimizer's state and the price of divergence."""
-        return {**super().state_dict(), "ascent": self._ascent.state_dict(), "kl": self.kl}
+        """With the price of divergence."""
+        return {**super().state_dict(), "kl": self.kl}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave, bit for bit."""
         super().load_state_dict(state)
-        self._ascent.load_state_dict(state["ascent"])
         self.kl = state["kl"]
 
 
