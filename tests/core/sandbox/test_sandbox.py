@@ -436,7 +436,7 @@ def test_a_thousand_calls_leak_nothing(sandbox: Sandbox) -> None:
     before = open_files(), children(), resident()
     calls(1000)
     gc.collect()
-    assert open_files() == before[0]
+    assert open_files() <= before[0]
     assert children() <= before[1]
     assert resident() - before[2] < 4 * 2**20
 
