@@ -1,16 +1,21 @@
 """One rollout: what becomes feedback, what goes up, who is charged."""
 
 import asyncio
+from pathlib import Path
+from threading import Event
+from time import sleep
 from typing import Any
 
 import pytest
 
+from tests.search.conftest import Listed
 from trace_opt.core.context import rollout as current
 from trace_opt.core.parameter import Parameter
 from trace_opt.core.rollout import Cost
 from trace_opt.core.tracer import trace
 from trace_opt.errors import BudgetError, FeedbackError, LLMError, TraceError
 from trace_opt.search.budget import Budget
+from trace_opt.search.engine import aoptimize
 from trace_opt.search.executors import LocalExecutor
 from trace_opt.search.ledger import Ledger
 from trace_opt.search.rolling import Job, Roller, own_lines
@@ -166,3 +171,37 @@ def test_only_the_users_own_lines_of_a_traceback_are_shown() -> None:
         "ZeroDivisionError: division by zero\n"
     )
     assert own_lines(text) == '  File "/home/me/agent.py", line 9, in ask\n    return 1 / 0\n           ~~^~~'
+
+
+def test_a_rollout_whose_guide_is_at_it_when_a_run_is_cancelled_is_kept_and_not_run_again(tmp_path: Path) -> None:
+    """A resume would run it once more, so that more rollouts than the budget allows would have been paid for."""
+    p, judged, begun = Parameter(0, name="p"), list[int](), Event()
+
+    async def workflow(x: int) -> int:
+        await asyncio.sleep(0)
+        return p.value + x
+
+    def guide(out: int, x: int) -> float:
+        if len(judged) == 5:
+            begun.set()
+        sleep(0.06)  # long enough for its graph to be kept
+        judged.append(x)
+        return 1.0
+
+    async def run(*, stopped: bool, **options: Any) -> None:
+        task = asyncio.ensure_future(
+            aoptimize(
+                workflow, list(range(12)), guide, val=list(range(12)), optimizers=[Listed([])], parameters=[p],
+                concurrency=1, budget=Budget(rollouts=16), store=tmp_path / "runs.db", **options,
+            )
+        )  # fmt: skip
+        if stopped:
+            await asyncio.to_thread(begun.wait)
+            task.cancel()
+        await task
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(run(stopped=True))
+    assert len(judged) == 6
+    asyncio.run(run(stopped=False, resume="last"))
+    assert len(judged) == len(set(judged))

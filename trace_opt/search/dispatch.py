@@ -70,7 +70,12 @@ class Dispatch:
             finish(job, *self._roll(job))
 
         async def awork(job: Job) -> None:
-            finish(job, *await self._aroll(job))
+            try:
+                finish(job, *await self._aroll(job))
+            except asyncio.CancelledError:
+                if job.ended is not None:
+                    finish(job, *job.ended)
+                raise
 
         await self._executor.run(jobs, awork if self._roller.is_async else work)
 

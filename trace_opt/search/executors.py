@@ -22,7 +22,8 @@ Work = Callable[[Any], Any]
 
 _PROBE_S = 0.005
 _FAST_JOBS = 10
-_GRACE_S = 1.0
+GRACE_S = 1.0
+"""Seconds that a cancelled run waits for what its threads are at."""
 
 
 class Executor(Protocol):
@@ -118,7 +119,7 @@ class LocalExecutor:
         except BaseException:
             todo.stop()
             # what is being paid for is worth a moment's wait
-            await asyncio.wait(pullers, timeout=_GRACE_S)
+            await asyncio.wait(pullers, timeout=GRACE_S)
             raise
 
 

@@ -22,6 +22,7 @@ from trace_opt.core.rollout import Cost, Rollout
 from trace_opt.core.tracer import plain, record
 from trace_opt.errors import FeedbackError, OpError
 from trace_opt.llm.meter import charging
+from trace_opt.search.executors import GRACE_S
 from trace_opt.search.timeouts import TIMEOUT, Watch
 
 if TYPE_CHECKING:
@@ -56,13 +57,14 @@ class Job:
         memo: What op calls on the example gave before, or None.
         repeat: Which time the example is run.
         draws: Whether it drew from torch's own stream; None where nobody asks.
+        ended: What came of it and who paid, although it was cancelled; else None.
         watch: Holds it to a timeout, or None.
         place: Its place among those that run at once, None where it is alone.
     """
 
     __slots__ = (
-        "_name", "apart", "bound", "candidate", "draws", "example", "keep", "memo", "number", "place", "repeat", "seed",
-        "training", "values", "watch",
+        "_name", "apart", "bound", "candidate", "draws", "ended", "example", "keep", "memo", "number", "place", "repeat",
+        "seed", "training", "values", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -80,6 +82,7 @@ class Job:
         self.apart = False
         self.repeat = 0
         self.draws: bool | None = None
+        self.ended: tuple[Rollout, Account] | None = None
         self.memo: Memo | None = None
         self.place: Place | None = None
         self.watch: Watch | None = None
@@ -196,10 +199,26 @@ class Roller:
                 return failed(job, error, account, perf_counter() - began)
             self._show(job, graph)
             output = plain(output)
-            # a guide that asks a model would hold up the loop
-            feedback = await self._executor.in_thread(lambda: self._said(job, output, account))
-        rollout = done(job, graph, node, output, feedback, account, perf_counter() - began)
-        return travelling(rollout) if job.apart else rollout
+
+            def whole() -> Rollout:
+                feedback = self._said(job, output, account)
+                rollout = done(job, graph, node, output, feedback, account, perf_counter() - began)
+                return travelling(rollout) if job.apart else rollout
+
+            return await self._judged(job, account, whole)
+
+    async def _judged(self, job: Job, account: Account, judge: Callable[[], Rollout]) -> Rollout:
+        """What the guide makes of a rollout, in a thread, since one that asks a model would hold up the loop."""
+        judging = asyncio.ensure_future(self._executor.in_thread(judge))
+        try:
+            return await asyncio.shield(judging)
+        except asyncio.CancelledError:
+            if job.watch is None or not job.watch.too_long:
+                # what was paid for is worth a moment's wait: else it would be run again after a resume
+                await asyncio.wait([judging], timeout=GRACE_S)
+                if judging.done() and not judging.cancelled() and judging.exception() is None:
+                    job.ended = judging.result(), account if job.watch is None else job.watch.account
+            raise
 
     def _show(self, job: Job, graph: Graph) -> None:
         if self.seen is not None and (job.watch is None or not job.watch.over):

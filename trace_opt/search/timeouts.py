@@ -115,6 +115,7 @@ class Watch:
         late: As for `Purse`.
 
     Attributes:
+        account: Pays for it.
         purse: What it pays from.
         graph: Its recording, once it has begun one.
         seconds: What it took.
@@ -123,6 +124,7 @@ class Watch:
     def __init__(
         self, account: Account, timeout: float, late: Callable[[Mapping[str, Cost]], None] | None = None
     ) -> None:  # fmt: skip
+        self.account = account
         self.purse = cast("Account", Purse(account, late))
         self.graph: Graph | None = None
         self.seconds = 0.0
@@ -165,7 +167,7 @@ class Watch:
             return None
         if errors:
             raise errors[0]
-        return None if self._too_long() else found[0]
+        return None if self.too_long else found[0]
 
     async def await_(self, work: Coroutine[Any, Any, T]) -> T | None:
         """What a coroutine gives, or None where that takes too long; it is cancelled then.
@@ -182,9 +184,11 @@ class Watch:
                 raise
             return None
         # one that blocked the loop, or would not be cancelled, was late all the same
-        return None if self._too_long() else found
+        return None if self.too_long else found
 
-    def _too_long(self) -> bool:
+    @property
+    def too_long(self) -> bool:
+        """Whether its time is over."""
         return perf_counter() - self._began > self._timeout
 
     def settled(self, kept: Account) -> Account:
