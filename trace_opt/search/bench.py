@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from trace_opt.core.binding import bind
+from trace_opt.core.binding import Binding, Bound
 from trace_opt.core.codec import content_hash, encode
 from trace_opt.core.graph import Graph
 from trace_opt.core.rollout import Rollout
@@ -19,7 +19,7 @@ from trace_opt.search.dispatch import Dispatch, telling
 from trace_opt.search.draws import Draws
 from trace_opt.search.options import Event
 from trace_opt.search.restoring import Stored, restored
-from trace_opt.search.rolling import Bound, Job, Roller, aliased
+from trace_opt.search.rolling import Job, Roller, aliased
 from trace_opt.search.splits import Data, rollout_seed
 from trace_opt.store.rows import RolloutRow
 
@@ -86,6 +86,7 @@ class Bench:
         self._range_floor = floor
         self._tell = tell
         self._seeds = [rollout_seed(seed, key) for key in data.keys]
+        self._bind = Binding(roller.workflow)
         self._bound: dict[int, Bound] = {}
         self._keep_graphs = keep_graphs
         self._keep_all = data.shared and len(data.train) <= _MOST_KEPT
@@ -189,7 +190,7 @@ class Bench:
 
     def _free_job(self, values: dict[str, Any], number: int, example: Any, repeat: int, *, redraw: bool) -> Job:
         if number == _UNLISTED:  # a batch just drawn: nothing is known of it from before
-            bound, seed = bind(self._roller.workflow, example), rollout_seed(self.seed, "batch", repeat)
+            bound, seed = self._bind(example), rollout_seed(self.seed, "batch", repeat)
             return Job(-1, values, number, example, bound=bound, seed=seed, name=self.data.name, keep=True)
         job = self._job_of(-1, values, number, keep=True)
         job.repeat = repeat
@@ -241,7 +242,7 @@ class Bench:
         bound = self._bound.get(number)
         example = self.data.examples[number]
         if bound is None:
-            bound = self._bound[number] = bind(self._roller.workflow, example)
+            bound = self._bound[number] = self._bind(example)
         return Job(
             candidate, values, number, example, bound=bound, seed=self._seeds[number], name=self.data.name, keep=keep
         )

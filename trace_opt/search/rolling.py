@@ -28,6 +28,7 @@ from trace_opt.search.timeouts import TIMEOUT, Watch
 if TYPE_CHECKING:
     import torch
 
+    from trace_opt.core.binding import Bound
     from trace_opt.core.graph import Graph
     from trace_opt.core.node import Node
     from trace_opt.core.reuse import Memo
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from trace_opt.search.executors import Executor
     from trace_opt.search.ledger import Ledger
 
-Bound = tuple[tuple[Any, ...], dict[str, Any]]
 
 _PACKAGE = str(Path(__file__).parents[1])
 _LONGEST_TRACEBACK = 2000

@@ -31,9 +31,10 @@ from trace_opt.llm.faults import CallError
 from trace_opt.search.sources import is_foreign
 
 if TYPE_CHECKING:
+    from trace_opt.core.binding import Bound
     from trace_opt.core.node import Node
     from trace_opt.core.parameter import Parameter
-    from trace_opt.search.rolling import Bound, Job
+    from trace_opt.search.rolling import Job
 
 _MAIN, _MAIN_THERE = "__main__", "__mp_main__"
 
