@@ -425,6 +425,7 @@ def main() -> int:
     parser.add_argument("--state", type=Path, default=Path(tempfile.gettempdir()) / "trace_opt-budget.jsonl",
                         help="where finished runs are kept, to go on from")  # fmt: skip
     given = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     waits.FIRST_WAIT_SECONDS = 0.004  # a thousand runs with many faults would mostly wait
     warnings.simplefilter("ignore")
     import logging
