@@ -152,7 +152,8 @@ def test_calls_that_landed_nowhere_are_booked_as_lost() -> None:
     kept.settle(kept.reserve(Cost(1, 9)), Cost(1, 5))
     gone.settle(gone.reserve(Cost(1, 9)), Cost(1, 7))
     gone.reserve(Cost(1, 3))
-    ledger.land(kept)
-    assert list(ledger.lose().values()) == [Cost(1, 7), Cost(1, 3)]
-    assert ledger.spent["lost"].calls == 2
+    kept.reserve(Cost(1, 4))  # outlives what it was sent for
+    ledger.land(kept.take()[1])
+    assert list(ledger.lose().values()) == [Cost(1, 7), Cost(1, 3), Cost(1, 4)]
+    assert ledger.spent["lost"].calls == 3
     assert ledger.spent["workflow"] == Cost(1, 5)

@@ -19,6 +19,7 @@ from trace_opt.search.engine import aoptimize
 from trace_opt.search.executors import LocalExecutor
 from trace_opt.search.ledger import Ledger
 from trace_opt.search.rolling import Job, Roller, own_lines
+from trace_opt.store.store import Store
 from trace_opt.testing import ScriptedLLM
 
 
@@ -205,3 +206,36 @@ def test_a_rollout_whose_guide_is_at_it_when_a_run_is_cancelled_is_kept_and_not_
     assert len(judged) == 6
     asyncio.run(run(stopped=False, resume="last"))
     assert len(judged) == len(set(judged))
+
+
+def test_a_call_that_outlives_its_rollout_is_booked(tmp_path: Path) -> None:
+    """`gather` leaves the other calls alone where one fails; what they cost later would be missing after a resume."""
+    sent: list[str] = []
+
+    async def answers(messages: Any) -> str:
+        sent.append(messages[-1]["content"])
+        if sent[-1] == "bad":
+            raise LLMError("it is broken", kind="server")
+        await asyncio.sleep(0.03)
+        return "yes"
+
+    llm, p = ScriptedLLM(answers), Parameter(0, name="p")
+
+    @trace
+    def joined(replies: Any, n: int) -> str:
+        return "".join(reply.text for reply in replies) * n
+
+    async def workflow(x: int) -> str:
+        replies = await asyncio.gather(llm.areply(f"slow {x}"), llm.areply("bad" if x == 3 else f"good {x}"))
+        return joined(replies, p.value)
+
+    async def run() -> None:
+        await aoptimize(
+            workflow, list(range(6)), lambda out, x: 1.0, val=list(range(6)), optimizers=[Listed([])], parameters=[p],
+            concurrency=1, budget=Budget(calls=40), store=tmp_path / "runs.db",
+        )  # fmt: skip
+
+    asyncio.run(run())
+    record = Store(tmp_path / "runs.db").load("last")
+    assert sum(cost.calls for cost in record.spend.values()) == len(sent) == 12
+    assert record.spend["lost"].calls == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from trace_opt.core.rollout import Cost
@@ -23,14 +24,17 @@ class Flight:
 
 NOTHING = Cost()
 
+_SETTLING = Lock()  # what is settled while an account is booked belongs to the next time
+
 
 class Account:
     """What one rollout or proposal spends; an `llm.meter.Ledger`.
 
     Attributes:
         role: Whose calls come next.
-        spend: What its calls came to, by role.
-        flights: What each call came to, by number; the most it can cost while it is in flight.
+        spend: What its calls came to that is not booked yet, by role.
+        flights: The same by the numbers of the calls. One that is still on its way is not among them, whatever became of
+            the rollout that sent it: it is lost, unless it is settled and booked after all.
         what: What it is for; its text is asked for only when a call is made.
         place: Its place among those that run at once; None where it is alone.
     """
@@ -52,28 +56,29 @@ class Account:
             BudgetError: what is left does not cover it.
             Later: it may, once those before it are settled.
         """
-        flight = self._ledger.reserve(worst, self.role, str(self.what), self.place)
-        self.flights[flight.number] = worst
-        return flight
+        return self._ledger.reserve(worst, self.role, str(self.what), self.place)
 
     def settle(self, token: Flight | None, actual: Cost) -> None:
         """Replace a reservation by what it came to; with None book what was never reserved."""
         role = self._ledger.settle(token, actual, self.role, self.place)
-        self.spend[role] = self.spend.get(role, Cost()) + actual
-        if token is not None:
-            self.flights[token.number] = actual
+        with _SETTLING:
+            self.spend[role] = self.spend.get(role, Cost()) + actual
+            if token is not None:
+                self.flights[token.number] = actual
 
     async def turn(self) -> None:
         """Wait until all before it are finished."""
         if self.place is not None:
             await self._ledger.turn(self.place)
 
-    def clear(self) -> None:
-        """Begin anew: what it spent so far is booked."""
-        self.spend.clear()
-        self.flights.clear()
+    def take(self) -> tuple[dict[str, Cost], dict[int, Cost]]:
+        """What is not booked yet, to be booked now: `spend` and `flights`, which begin anew."""
+        with _SETTLING:
+            taken = self.spend, self.flights
+            self.spend, self.flights = {}, {}
+        return taken
 
     @property
     def cost(self) -> Cost:
-        """All of it."""
+        """All that is not booked yet."""
         return sum(self.spend.values(), NOTHING)

@@ -139,7 +139,6 @@ class Asking:
         attempt = self._made(optimizer, asked, proposal, verdict)
         more.forget()
         session.keeper.book(attempt, optimizer, more.accounts, now=time.monotonic() - began >= LONG_S)
-        more.land()
         return attempt
 
     def _test(self) -> tuple[Cost, int]:

@@ -26,6 +26,7 @@ from trace_opt.store.rows import RolloutRow
 if TYPE_CHECKING:
     from trace_opt.core.parameter import Parameter
     from trace_opt.core.reuse import Memos
+    from trace_opt.core.rollout import Cost
     from trace_opt.search.account import Account
     from trace_opt.search.executors import Executor
     from trace_opt.search.ledger import Ledger
@@ -206,7 +207,7 @@ class Bench:
         return next((n for n in self.data.train if self.data.keys[n] == key), _UNLISTED)
 
     async def unsaved(self, jobs: Sequence[Job], accounts: list[Account]) -> list[Rollout]:
-        """Run jobs for an optimizer that wants to know; charged, but not kept.
+        """Run jobs for an optimizer that wants to know; charged, but kept only where they train by what was drawn.
 
         Args:
             jobs: From `free_jobs`.
@@ -222,8 +223,11 @@ class Bench:
             found = await self._dispatch.training(jobs)
         slowest = 0.0
         rollouts: list[Rollout] = []
-        for rollout, account in found:
+        for job, (rollout, account) in zip(jobs, found, strict=True):
             slowest = max(slowest, rollout.seconds)
+            if job.training and job.number != _UNLISTED and rollout.feedback.loss is None:
+                # what a policy said and what it earned is wanted again, and cannot be had from tensors
+                self._keep(job, rollout, self._data(job, rollout), graph=None)
             rollouts.append(rollout)
             if account.spend:
                 accounts.append(account)
@@ -309,12 +313,13 @@ class Bench:
         """Keep a rollout as soon as it is known; called where it ran."""
         now = rollout.cost.calls > 0 or rollout.seconds >= LONG_S
         graph = rollout.graph.to_json() if now and rollout.graph is not None and self.writer is not None else None
-        self._keep(job, rollout, self._data(job, rollout), graph=graph, account=account, now=now)
-        self.ledger.land(account)
+        booked = account.take()
+        self._keep(job, rollout, self._data(job, rollout), graph=graph, booked=booked, now=now)
+        self.ledger.land(booked[1])
 
     def _keep(
-        self, job: Job, rollout: Rollout, data: Mapping[str, Any], *, graph: str | None, account: Account | None = None,
-        now: bool = False,
+        self, job: Job, rollout: Rollout, data: Mapping[str, Any], *, graph: str | None,
+        booked: tuple[Mapping[str, Cost], Mapping[int, Cost]] = ({}, {}), now: bool = False,
     ) -> None:  # fmt: skip
         if self.writer is None or self.writer.closed:
             return
@@ -323,8 +328,7 @@ class Bench:
             job.candidate, job.number, job.repeat, self.draws.value(rollout), data, cost.calls, cost.tokens_in,
             cost.tokens_out, cost.usd, rollout.seconds,
         )  # fmt: skip
-        spend, landed = ({}, ()) if account is None else (account.spend, account.flights)
-        self.writer.rollout(row, spend=spend, landed=landed, graph=graph, now=now)
+        self.writer.rollout(row, spend=booked[0], landed=booked[1], graph=graph, now=now)
 
     def _data(self, job: Job, rollout: Rollout) -> dict[str, Any]:
         """What is kept of a rollout besides its numbers."""
@@ -337,6 +341,8 @@ class Bench:
         if rollout.error is not None:
             data["error"] = rollout.error
         if job.keep:
+            if job.number == self.order[0] and rollout.graph is not None:
+                rollout.graph.layout()  # nodes have no index before, and this graph may be kept later
             data["output"] = encode(rollout.output)
             data["node"] = rollout.node.index if rollout.node is not None else -1
         if self._roller.seen is not None and job.number in self.reached:

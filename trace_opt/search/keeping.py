@@ -58,15 +58,15 @@ class Keeper:
             accounts: What paid for it.
             now: Whether it took long.
         """
+        paid = sum((account.cost for account in accounts), Cost()).calls
+        self._take(accounts)
         if self._writer is None:
             return
-        for account in accounts:
-            self._writer.spend(account.spend, account.flights)
         if attempt is not None:
             self.attempt(attempt)
         # beside the proposal: a resumed run does not ask for it again
         self._state(self._optimizers.index(optimizer))
-        if now or sum((account.cost for account in accounts), Cost()).calls:
+        if now or paid:
             self._writer.commit()
 
     def checkpoint(self, part: str, state: Mapping[str, Any] | None, accounts: Sequence[Account]) -> None:
@@ -77,14 +77,21 @@ class Keeper:
             state: JSON-able, tensors allowed.
             accounts: What paid for it since the last time.
         """
+        self._take(accounts)
         if self._writer is None:
             return
-        for account in accounts:
-            self._writer.spend(account.spend, account.flights)
         self._writer.state(part, encode(state))
         self._writer.state("unsaved", self._bench.ledger.unsaved)
         if state is not None:
             self._writer.commit()
+
+    def _take(self, accounts: Sequence[Account]) -> None:
+        """Book what accounts have paid, with the next commit."""
+        for account in accounts:
+            spend, landed = account.take()
+            if self._writer is not None:
+                self._writer.spend(spend, landed)
+            self._bench.ledger.land(landed)
 
     def _state(self, place: int) -> None:
         """Keep an optimizer's state, with the next commit."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from threading import Lock
@@ -63,7 +63,7 @@ class Ledger:
         self._held = Cost()
         self._held_rollouts = 0
         self._held_seconds = 0.0
-        self._open: dict[int, tuple[str, Cost]] = {}
+        self._open: dict[int, tuple[str, Cost, bool]] = {}  # who pays for a call, how much, and whether it is settled
         self._flying = 0
         self._waiting: list[Future[None]] = []
         self._seen: dict[Kind, Seen] = {"rollout": Seen(), "proposal": Seen()}
@@ -97,7 +97,7 @@ class Ledger:
                 place.reserve(worst)
             self._number += 1
             flight = Flight(self._number, role, worst)
-            self._open[flight.number] = role, worst
+            self._open[flight.number] = role, worst, False
         if self._journal is not None:
             try:
                 self._journal.launch(flight.number, role, what, worst)
@@ -121,12 +121,15 @@ class Ledger:
             )
         payer = role if token is None else token.role
         with self._lock:
-            if token is not None:
+            if token is None:
+                if place is not None:
+                    place.settle(None, actual)
+            else:
                 self._back(token.worst, actual, place)
                 if token.number in self._open:
-                    self._open[token.number] = payer, actual
-            elif place is not None:
-                place.settle(None, actual)
+                    self._open[token.number] = payer, actual, True
+                else:
+                    actual = Cost()  # it was booked as lost, at the most that it can have cost
             self.spent[payer] = self.spent.get(payer, Cost()) + actual
         self._wake()
         return payer
@@ -138,21 +141,22 @@ class Ledger:
         if place is not None:
             place.settle(worst, actual)
 
-    def land(self, account: Account) -> None:
-        """Note that what an account paid for is kept, so that none of its calls can be lost any more."""
-        if account.flights:
+    def land(self, booked: Iterable[int]) -> None:
+        """Note that what calls came to is booked, by their numbers, so that none of them can be lost any more."""
+        if booked:
             with self._lock:
-                for number in account.flights:
+                for number in booked:
                     self._open.pop(number, None)
 
     def lose(self) -> dict[int, Cost]:
         """Book the calls whose answers nobody kept as lost, and give what each came to, by number."""
         with self._lock:
             lost, self._open = self._open, {}
-            for role, cost in lost.values():
-                self.spent[role] = _minus(self.spent.get(role, Cost()), cost)
+            for role, cost, settled in lost.values():
+                if settled:
+                    self.spent[role] = _minus(self.spent.get(role, Cost()), cost)
                 self.spent["lost"] = self.spent.get("lost", Cost()) + cost
-            return {number: cost for number, (_, cost) in lost.items()}
+            return {number: cost for number, (_, cost, _) in lost.items()}
 
     # -- whose turn it is --------------------------------------------------------------------------------------------
 

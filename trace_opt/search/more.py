@@ -94,8 +94,6 @@ class More:
         """See `Rollouts.checkpoint`."""
         self._kept = True
         self._keeper.checkpoint(self._part, state, self.accounts)
-        self.land()
-        self._account.clear()
         self.accounts[:] = [self._account]
 
     def end(self) -> None:
@@ -108,8 +106,3 @@ class More:
         """Drop what was kept of the proposal: it is finished, or fell through."""
         if self._kept:
             self._keeper.checkpoint(self._part, None, ())
-
-    def land(self) -> None:
-        """Note that all calls so far are booked."""
-        for account in self.accounts:
-            self._bench.ledger.land(account)

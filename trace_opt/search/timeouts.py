@@ -46,7 +46,6 @@ class Purse:
         self.account = account
         self.over = False
         self._late = late
-        self._open: list[Any] = []  # tokens of calls on their way
         self._lock = Lock()
 
     @property
@@ -71,15 +70,11 @@ class Purse:
         """
         if self.over:
             raise BudgetError("a model call was made for a rollout that was given up, since it took too long")
-        token = self.account.reserve(worst)
-        with self._lock:
-            self._open.append(token)
-        return token
+        return self.account.reserve(worst)
 
     def settle(self, token: Any, actual: Cost) -> None:
         """Replace a reservation by what it came to; with None book what was never reserved."""
         with self._lock:
-            self._open = [one for one in self._open if one is not token]
             over = self.over
         self.account.settle(token, actual)
         if over and token is None and self._late is not None:
@@ -97,12 +92,9 @@ class Purse:
         """
         with self._lock:
             self.over = True
-            spend = getattr(self.account, "spend", None)
-            if spend is not None:  # in a worker the driver keeps the books
-                flying = {token.number for token in self._open}
-                kept.spend.update(spend)
-                flights = self.account.flights.items()
-                kept.flights.update({number: cost for number, cost in flights if number not in flying})
+            take = getattr(self.account, "take", None)
+            if take is not None:  # in a worker the driver keeps the books
+                kept.spend, kept.flights = take()
         return kept
 
 
