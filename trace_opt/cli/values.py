@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from base64 import b64encode
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
+from trace_opt.core.adapter import Adapter
 from trace_opt.core.codec import Unrestored, encode
 from trace_opt.core.parameter import Demonstrations, is_tensor
 from trace_opt.errors import StoreError
@@ -28,6 +30,8 @@ def value_text(value: Any) -> str:
         return (
             "\n".join(f"{number}. {_demonstration(item)}" for number, item in enumerate(value.examples, 1)) or "(none)"
         )
+    if isinstance(value, Adapter):
+        return str(value)
     if isinstance(value, (dict, list)):
         try:
             return json.dumps(value, indent=2, ensure_ascii=False)
@@ -72,10 +76,12 @@ def python_module(values: Mapping[str, Any], *, title: str) -> str:
         StoreError: a value was not kept whole.
     """
     body = "".join(f"    {name!r}: {literal(value, 4)},\n" for name, value in values.items())
-    used = [name for name in ("Demonstrations", "load_values") if f"{name}(" in body or name == "load_values"]
+    made = ("Adapter", "Demonstrations")
+    used = [name for name in (*made, "load_values") if f"{name}(" in body or name == "load_values"]
     heavy = "import torch\n" if "torch.tensor(" in body else ""
+    decoding = "from base64 import b64decode\n" if "b64decode(" in body else ""
     return (
-        f'"""{_docstring(title)}"""\n\nfrom typing import Any\n\n{heavy}from trace_opt import {", ".join(used)}\n\n'
+        f'"""{_docstring(title)}"""\n\n{decoding}from typing import Any\n\n{heavy}from trace_opt import {", ".join(used)}\n\n'
         f"VALUES: dict[str, Any] = {{\n{body}}}\n\n\n"
         "def apply(parameters: Any) -> None:\n"
         '    """Write the values into Parameters, all of them or none."""\n'
@@ -103,6 +109,10 @@ def literal(value: Any, indent: int = 0) -> str:
         items = "".join(f"{' ' * (indent + 4)}{literal(item, indent + 4)},\n" for item in value.examples)
         inner = f"(\n{items}{' ' * indent})" if items else "()"
         return f"Demonstrations({value.k}, {inner})"
+    if isinstance(value, Adapter):
+        if not value.whole:
+            raise StoreError(f"{value!r} was kept by its hash only; export the candidate that holds it")
+        return f'Adapter(b64decode("{b64encode(value.data).decode()}"))' if value else "Adapter()"
     if is_tensor(value):
         return _tensor(cast("torch.Tensor", value))
     if isinstance(value, float) and not math.isfinite(value):

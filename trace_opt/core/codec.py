@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from trace_opt.core.adapter import Adapter
 from trace_opt.core.node import class_of, is_a
 from trace_opt.core.parameter import Demonstrations, Parameter, is_tensor
 
@@ -30,10 +31,15 @@ _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_asci
 
 def encode(value: Any) -> Any:
     """A JSON-able form of a value; `decode` gives it back."""
-    return _encode(value, 60, _encode_tensor)
+    return _encode(value, 60, _encode_large)
 
 
-def _encode(value: Any, depth: int, tensor: Callable[[Any], Any]) -> Any:
+def encode_named(value: Any) -> Any:
+    """`encode` with adapters by their hash alone, for what is kept many times over; they come back without their bytes."""
+    return _encode(value, 60, lambda item: _named(item) if isinstance(item, Adapter) else _encode_tensor(item))
+
+
+def _encode(value: Any, depth: int, large: Callable[[Any], Any]) -> Any:
     if value is None or isinstance(value, bool):
         return value
     if type(value) is int:
@@ -44,7 +50,7 @@ def _encode(value: Any, depth: int, tensor: Callable[[Any], Any]) -> Any:
         return _encode_text(value)
     if depth <= 0:
         return described(value)
-    return _encode_other(value, lambda item: _encode(item, depth - 1, tensor), tensor)
+    return _encode_other(value, lambda item: _encode(item, depth - 1, large), large)
 
 
 def _encode_text(text: str) -> Any:
@@ -53,7 +59,7 @@ def _encode_text(text: str) -> Any:
     return text
 
 
-def _encode_other(value: Any, inner: Callable[[Any], Any], tensor: Callable[[Any], Any]) -> Any:
+def _encode_other(value: Any, inner: Callable[[Any], Any], large: Callable[[Any], Any]) -> Any:
     kind = class_of(value)
     if kind is list:
         return [inner(item) for item in value]
@@ -72,8 +78,8 @@ def _encode_other(value: Any, inner: Callable[[Any], Any], tensor: Callable[[Any
         return {_TAG: "complex", "v": [inner(value.real), inner(value.imag)]}
     if isinstance(value, Demonstrations):
         return {_TAG: "demonstrations", "k": value.k, "v": [inner(item) for item in value.examples]}
-    if is_tensor(value):
-        return tensor(value)
+    if isinstance(value, Adapter) or is_tensor(value):
+        return large(value)
     return described(value)
 
 
@@ -128,6 +134,16 @@ class Unrestored:
         return hash((self.text, self.kind))
 
 
+def _encode_large(value: Any) -> dict[str, Any]:
+    if isinstance(value, Adapter):
+        return {_TAG: "adapter", "v": _base64(value.data)} if value.whole else _named(value)
+    return _encode_tensor(value)
+
+
+def _named(value: Adapter) -> dict[str, str]:
+    return {_TAG: "adapter", "hash": value.hash}
+
+
 def _encode_tensor(value: torch.Tensor, written: Callable[[Any], str] | None = None) -> dict[str, Any]:
     import torch
 
@@ -145,8 +161,10 @@ def _base64(raw: Any) -> str:
     return base64.b64encode(raw).decode()
 
 
-def _digest_tensor(value: torch.Tensor) -> dict[str, Any]:
+def _digest(value: Any) -> dict[str, Any]:
     """What stands for a tensor in a text that is only compared and hashed: a fifth of the time of its numbers."""
+    if isinstance(value, Adapter):
+        return _named(value)
     return _encode_tensor(value, lambda raw: hashlib.sha256(raw).hexdigest())
 
 
@@ -174,6 +192,7 @@ _DECODERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "frozenset": lambda data: frozenset(decode(item) for item in data["v"]),
     "bytes": lambda data: base64.b64decode(data["v"]),
     "complex": lambda data: complex(decode(data["v"][0]), decode(data["v"][1])),
+    "adapter": lambda data: Adapter(base64.b64decode(data["v"])) if "v" in data else Adapter.named(data["hash"]),
     "demonstrations": lambda data: Demonstrations(data["k"], tuple(decode(item) for item in data["v"])),
     "tensor": _decode_tensor,
     "repr": lambda data: Unrestored(data["repr"], data["type"]),
@@ -207,8 +226,8 @@ def restore_value(parameter: Parameter[Any], data: Any) -> Any:
 
 
 def canonical(value: Any) -> str:
-    """One text for equal values: JSON of `encode`, keys sorted, no spaces, tensors by the hash of their numbers."""
-    return _CANONICAL.encode(_encode(value, 60, _digest_tensor))
+    """One text for equal values: JSON of `encode`, keys sorted, no spaces, tensors and adapters by the hash of their bytes."""
+    return _CANONICAL.encode(_encode(value, 60, _digest))
 
 
 def content_hash(value: Any) -> str:

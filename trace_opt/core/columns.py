@@ -10,7 +10,7 @@ import json
 import sys
 from typing import Any, cast
 
-from trace_opt.core.codec import decode, encode
+from trace_opt.core.codec import decode, encode, encode_named
 from trace_opt.core.graph import ERROR, OUTPUT_OF_LEAVES, Graph
 from trace_opt.core.layout import sorted_by_dependency
 from trace_opt.core.node import (
@@ -287,7 +287,7 @@ def _node_at(columns: dict[str, Any], place: int) -> Node[Any]:
 def to_json(graph: Graph) -> str:
     """A graph as JSON text."""
     columns = columns_of(graph)
-    columns["values"] = encode(columns["values"])
+    columns["values"] = encode_named(columns["values"])
     columns["nodes"] = [encode_row(row) for row in columns["nodes"]]
     columns["children"] = [encode_row(row) for row in columns["children"]]
     return json.dumps(columns, allow_nan=False, separators=(",", ":"))
@@ -296,7 +296,7 @@ def to_json(graph: Graph) -> str:
 def encode_row(row: tuple[Any, ...]) -> list[Any]:
     """A row of columns, JSON-able."""
     if row[0] == PARAMETER_ROW:
-        return [PARAMETER_ROW, encode(row[1]), encode(row[2]), encode(row[3])]
+        return [PARAMETER_ROW, encode_named(row[1]), encode(row[2]), encode(row[3])]
     number, value, inputs, kinds, trail, control, seconds = row
     encoded = (
         {"error": encode([value.type, value.message, value.traceback])} if type(value) is Failure else [encode(value)]

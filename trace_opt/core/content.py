@@ -17,6 +17,7 @@ from pathlib import PurePath
 from typing import Any, NamedTuple, cast
 from uuid import UUID
 
+from trace_opt.core.adapter import Adapter
 from trace_opt.core.codec import encode
 from trace_opt.core.module import Module
 from trace_opt.core.node import ATOMIC, class_of, is_a, is_kind
@@ -65,8 +66,8 @@ def content(value: object) -> Content | None:
     """What a value holds, or None where no hash can stand for it.
 
     Stable are numbers, texts, bytes, None, tuples, lists, dicts, sets, dataclasses, named tuples, pydantic models, enums,
-    dates, paths, Demonstrations, numpy arrays, tensors outside autograd, and Modules (their parameters by name). Classes
-    made within a function are told apart by nothing, so their instances are not.
+    dates, paths, Demonstrations, adapters, numpy arrays, tensors outside autograd, and Modules (their parameters by name).
+    Classes made within a function are told apart by nothing, so their instances are not.
     """
     sink = _Sink()
     try:
@@ -125,6 +126,8 @@ def _feed_other(sink: _Sink, kind: type[Any], value: Any, depth: int) -> None:
         sink.add(kind.__name__, str(value).encode("utf-8", "surrogateescape"))
     elif is_kind(kind, enum.Enum):
         sink.add("enum", f"{_path_of(kind)}.{value.name}".encode())
+    elif kind is Adapter:
+        sink.add("adapter", value.hash.encode())
     elif kind is Demonstrations:
         _feed_all(sink, "demonstrations", (value.k, value.examples), depth)
     else:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, cast
 
+from trace_opt.core.adapter import Adapter
 from trace_opt.core.constraint import Constraint, fault_of
 from trace_opt.core.context import FRAME, STATE, Process
 from trace_opt.core.node import class_of
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-Kind = Literal["text", "code", "number", "boolean", "tensor", "choice", "demonstrations", "structured"]
+Kind = Literal["text", "code", "number", "boolean", "tensor", "choice", "demonstrations", "adapter", "structured"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +59,8 @@ class Parameter(Generic[T]):
     """A value that optimizers may change.
 
     Args:
-        value: The starting value: text, a number, a boolean, a torch tensor, `Demonstrations`, or anything that
-            `type` describes.
+        value: The starting value: text, a number, a boolean, a torch tensor, `Demonstrations`, an `Adapter`, or
+            anything that `type` describes.
         name: Unique within a workflow. May be left out only for an attribute of a `Module`, which takes the
             attribute's name.
         description: What it is for, in words; language-model optimizers read it.
@@ -169,6 +170,8 @@ class Parameter(Generic[T]):
         value = self._value
         if isinstance(value, Demonstrations):
             return "demonstrations"
+        if isinstance(value, Adapter):
+            return "adapter"
         if is_tensor(value):
             return "tensor"
         if self.type in (None, str) and isinstance(value, str):
@@ -211,7 +214,7 @@ class Parameter(Generic[T]):
             if fault:
                 raise ValueError(f"parameter {name!r} got {short(value)}, which {fault}")
         current = getattr(self, "_value", value)
-        if isinstance(current, Demonstrations) or is_tensor(current):
+        if isinstance(current, (Demonstrations, Adapter)) or is_tensor(current):
             return cast("T", self._check_special(name, current, value))
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"parameter {name!r} got {value!r}; give a finite number")
@@ -236,6 +239,10 @@ class Parameter(Generic[T]):
         if isinstance(current, Demonstrations):
             if not isinstance(value, Demonstrations):
                 raise ValueError(f"parameter {name!r} got {short(value)}; give a Demonstrations(...)")  # noqa: TRY004 # a value refused, like any other
+            return value
+        if isinstance(current, Adapter):
+            if not isinstance(value, Adapter):
+                raise ValueError(f"parameter {name!r} got {short(value)}; give an Adapter")  # noqa: TRY004 # a value refused, like any other
             return value
         if not is_tensor(value):
             raise ValueError(f"parameter {name!r} got {short(value)}; give a tensor of shape {tuple(current.shape)!r}")

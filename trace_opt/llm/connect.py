@@ -30,7 +30,8 @@ def connect(
 
     Args:
         model: `"embedded/smollm2"`, `"embedded/PATH.gguf"`, `"openai/gpt-4.1-mini"`, or any `"provider/model"` that
-            litellm knows. With `base_url` also the server's own name of a model.
+            litellm knows. With `base_url` also the server's own name of a model. An embedded model is followed by `+` and
+            the path of a LoRA adapter in GGUF, if it has one: `"embedded/smollm2+reflector.gguf"`.
         base_url: An OpenAI-compatible server: `"http://localhost:11434/v1"`.
         api_key: The key; by default the provider's variable in the environment. A key in the environment is never sent
             to a `base_url` given here.
@@ -124,17 +125,37 @@ def _embedded(
     from trace_opt.llm.embedded import Embedded
     from trace_opt.llm.runtime import runtime_version
 
+    name, adapter = _with_adapter(name)
     if name.endswith(".gguf"):
-        path = Path(name).expanduser().absolute()
-        stamp = path.stat() if path.exists() else None
-        content = f"{path} of {stamp.st_size} bytes, {stamp.st_mtime_ns}" if stamp is not None else str(path)
+        path = _file(name)
+        content = _content(path)
     else:
         known = models.model_file(name)
         path = models.place_of(name)
         content = known.sha256
+    if adapter is not None:
+        content += f" with {_content(adapter)}"
     limits = Limits(timeout_s=timeout_s, attempts=1, concurrency=1)
     identity = f"{model} {content} under xllamacpp {runtime_version()}"
-    return Connected(Embedded(model, path), identity=identity, limits=limits, table=table, defaults=defaults)
+    return Connected(Embedded(model, path, adapter), identity=identity, limits=limits, table=table, defaults=defaults)
+
+
+def _with_adapter(name: str) -> tuple[str, Path | None]:
+    """A model's name or file, and the file of its adapter; a path may hold a plus itself."""
+    base, _, adapter = name.partition(".gguf+")
+    if adapter:
+        return f"{base}.gguf", _file(adapter)
+    base, _, adapter = name.partition("+")
+    return (base, _file(adapter)) if base in models.MODELS and adapter else (name, None)
+
+
+def _file(name: str) -> Path:
+    return Path(name).expanduser().absolute()
+
+
+def _content(path: Path) -> str:
+    stamp = path.stat() if path.exists() else None
+    return str(path) if stamp is None else f"{path} of {stamp.st_size} bytes, {stamp.st_mtime_ns}"
 
 
 def _remote(

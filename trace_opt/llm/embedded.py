@@ -29,18 +29,20 @@ class Embedded(Backend):
     Args:
         name: `embedded/...`, for messages.
         path: The GGUF file.
+        adapter: A LoRA adapter for it, as a GGUF file too.
     """
 
     local = True
     rates = FREE
 
-    def __init__(self, name: str, path: Path) -> None:
+    def __init__(self, name: str, path: Path, adapter: Path | None = None) -> None:
         self.name = name
         self._path = path
+        self._adapter = adapter
 
     async def asend(self, request: Request) -> Reply:
         """Answer on the model's own thread."""
-        runtime = runtime_of(self._path, self.name)
+        runtime = runtime_of(self._path, self.name, self._adapter)
         stop = threading.Event()
         future = runtime.submit(lambda: _Call(runtime, self.name, request, stop).answer())
         try:

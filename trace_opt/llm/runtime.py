@@ -56,8 +56,9 @@ def runtime_version() -> str:
 class Runtime:
     """One loaded model: its server, its thread, and what only its HTTP port answers."""
 
-    def __init__(self, path: Path, name: str) -> None:
+    def __init__(self, path: Path, name: str, adapter: Path | None = None) -> None:
         self._path = path
+        self._adapter = adapter
         self._name = name
         self._process = os.getpid()
         self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
@@ -127,6 +128,11 @@ class Runtime:
         params.ui = params.warmup = params.fit_params = False
         params.n_gpu_layers = 0
         params.api_keys = [self._key]
+        if self._adapter is not None:
+            if not self._adapter.is_file():
+                said = f"there is no file {str(self._adapter)!r}; write it with export_adapter(policy, path)"
+                raise LLMError(said, kind="model")
+            params.lora_adapters = [llama.CommonAdapterLoraInfo(str(self._adapter), 1.0)]
         try:
             return llama.Server(params)
         except RuntimeError as error:
@@ -214,20 +220,20 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-_loaded: dict[Path, Runtime] = {}
+_loaded: dict[tuple[Path, Path | None], Runtime] = {}
 _loaded_lock = threading.Lock()
 
 
-def runtime_of(path: Path, name: str) -> Runtime:
-    """The loaded model of a file, one for the whole process.
+def runtime_of(path: Path, name: str, adapter: Path | None = None) -> Runtime:
+    """The loaded model of a file, with an adapter's or without, one for the whole process.
 
     Raises:
         LLMError: this is a forked process and its parent had loaded it.
     """
     with _loaded_lock:
-        runtime = _loaded.get(path)
+        runtime = _loaded.get((path, adapter))
         if runtime is None or (runtime.forked and not runtime.loaded):
-            runtime = _loaded[path] = Runtime(path, name)
+            runtime = _loaded[path, adapter] = Runtime(path, name, adapter)
     if runtime.forked:  # llama.cpp's threads are gone, and a second server would hang as well
         raise LLMError(
             f"{name!r} cannot answer in a forked process; start worker processes with multiprocessing's 'spawn'",
@@ -237,9 +243,9 @@ def runtime_of(path: Path, name: str) -> Runtime:
 
 
 def _missing(path: Path, name: str) -> LLMError:
-    if name.endswith(".gguf"):
+    short = name.removeprefix("embedded/").partition("+")[0]
+    if short.endswith(".gguf"):
         return LLMError(f"there is no file {str(path)!r}; give the path of a GGUF file", kind="model")
-    short = name.removeprefix("embedded/")
     return LLMError(
         f"the model {name!r} is not in {str(path.parent)!r}; fetch it with 'trace-opt models pull {short}'",
         kind="model",

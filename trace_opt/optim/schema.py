@@ -30,8 +30,8 @@ class _NotInSubsetError(Exception):
 
 
 def answerable(parameter: Parameter[Any]) -> bool:
-    """Whether a language model can give a value for it as JSON: anything but tensors and demonstrations."""
-    if parameter.kind in ("tensor", "demonstrations"):
+    """Whether a language model can give a value for it as JSON: anything but tensors, adapters and demonstrations."""
+    if parameter.kind in ("tensor", "adapter", "demonstrations"):
         return False
     if parameter.kind != "structured":
         return True

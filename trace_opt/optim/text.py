@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, cast
 
+from trace_opt.core.adapter import Adapter
 from trace_opt.core.node import Failure
 from trace_opt.core.parameter import Demonstrations, is_tensor
 
@@ -115,6 +116,8 @@ def _compound(value: Any, limit: int, depth: int) -> str:
         return repr(bytes(value)) if len(value) <= 60 else f"{type(value).__name__} of {len(value):,} bytes"
     if type(value).__module__.startswith("PIL."):
         return f"an image of size {getattr(value, 'size', '')}"
+    if isinstance(value, Adapter):
+        return str(value)
     if isinstance(value, Demonstrations):
         return f"Demonstrations of {_joined(value.examples, limit, depth)}"
     kind = cast("Any", type(value))

@@ -19,7 +19,8 @@ def default_optimizers(parameters: Iterable[Parameter[Any]]) -> list[Optimizer]:
     """Optimizers for the kinds of these parameters.
 
     What can be enumerated (choices, texts with suggestions, demonstrations) is searched jointly and needs no model; code, other
-    texts, numbers, booleans and structured values are left to a language model. Floating tensors are moved by torch.
+    texts, numbers, booleans and structured values are left to a language model. Floating tensors are moved by torch. Nothing is
+    made for an adapter: a refiner needs its policy.
     """
     from trace_opt.optim.categorical import Categorical
     from trace_opt.optim.demos import Demos
@@ -50,6 +51,11 @@ def owners(parameters: Iterable[Parameter[Any]], optimizers: Sequence[Optimizer]
             continue
         owner = next((i for i, optimizer in enumerate(optimizers) if optimizer.handles(parameter)), None)
         if owner is None:
+            if parameter.kind == "adapter":
+                raise ProblemError(
+                    f"no optimizer trains parameter {parameter.name!r}, which holds the adapter of a local model; give "
+                    "optimizers=[Refiner(policy)] with that policy, or make it with frozen=True"
+                )
             given = ", ".join(type(optimizer).__name__ for optimizer in optimizers) or "none"
             raise ProblemError(
                 f"no optimizer handles parameter {parameter.name!r}, which holds a {parameter.kind} (optimizers: "
