@@ -54,6 +54,7 @@ class Problem:
         budget, seed: Defaults.
         score_range: The lowest and the highest score possible.
         weights, margins: Of several scores by name (see `search.options.Options`).
+        controls: Workflows by name that the best is compared with at the end (see `search.options.Options`).
         description: One line for people.
         name: Its name in the store; the file's by default.
         reload: Makes it again in another process; `load_problem` sets it.
@@ -74,6 +75,7 @@ class Problem:
     score_range: tuple[float, float] | None = None
     weights: Mapping[str, float] | None = None
     margins: Mapping[str, float] | None = None
+    controls: Mapping[str, Callable[..., Any]] | None = None
     description: str = ""
     name: str = ""
     reload: Callable[[], Any] | None = None

@@ -164,7 +164,7 @@ def test_two_processes_that_open_an_old_store_migrate_it_once(old: str, monkeypa
         steps.append(2)
         real(connection)
 
-    monkeypatch.setattr(migrations, "STEPS", {2: slow})
+    monkeypatch.setattr(migrations, "STEPS", {**migrations.STEPS, 2: slow})
     engine = other.database._opened(create=False)
     migrations.migrate(engine.execution_options(trace_opt_write=True), 1, VERSION, other.database)
     assert steps == [2]  # the second one, which had read version 1 as well, found it done

@@ -59,13 +59,14 @@ class Budget:
         return "Budget(" + ", ".join(f"{name}={value}" for name, value in self.limits.items()) + ")"
 
 
-def resolve(budget: Budget | str, *, val: int, test: int) -> Budget:
+def resolve(budget: Budget | str, *, val: int, test: int, controls: int = 0) -> Budget:
     """A budget, or a level as the number of rollouts it stands for.
 
     Args:
         budget: A `Budget`, "light", "medium" or "heavy".
         val: Validation examples.
-        test: Test examples; start and best are each run on them once.
+        test: Test examples; start, best and controls are each run on them once.
+        controls: How many there are of these.
 
     Raises:
         BudgetError: it is neither.
@@ -76,7 +77,7 @@ def resolve(budget: Budget | str, *, val: int, test: int) -> Budget:
     if times is None:
         hint = meant(budget, LEVELS, "pass 'light', 'medium', 'heavy' or a Budget(...)")
         raise BudgetError(f"no budget is named {budget!r}; {hint}")
-    return Budget(rollouts=times * max(val, SMALLEST) + 2 * test)
+    return Budget(rollouts=times * max(val, SMALLEST) + (2 + controls) * test)
 
 
 def unpriced(models: Iterable[Any]) -> str | None:

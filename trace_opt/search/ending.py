@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trace_opt.core.codec import dump_value
@@ -13,8 +13,8 @@ from trace_opt.search.candidate import Candidate
 from trace_opt.search.measures import error_rates
 from trace_opt.search.memory import saved_json
 from trace_opt.search.objectives import front_rows
-from trace_opt.search.report import Difference, Report, Summary, spend_json
-from trace_opt.search.statistics import is_binary, mean
+from trace_opt.search.report import Control, Difference, Report, Summary, spend_json
+from trace_opt.search.statistics import is_binary, mean, mean_interval
 
 if TYPE_CHECKING:
     from trace_opt.search.ledger import Ledger
@@ -51,9 +51,10 @@ async def _completed(session: Session, best: Candidate) -> list[str]:
 
 
 def report_of(
-    settings: Settings, session: Session, best: Candidate, ledger: Ledger, notes: Sequence[str]
+    settings: Settings, session: Session, best: Candidate, ledger: Ledger, notes: Sequence[str],
+    controls: Mapping[str, Candidate] | None = None,
 ) -> Report:  # fmt: skip
-    """First values against best, on the test examples where there are any."""
+    """First values against best, on the test examples where there are any, and best against the controls."""
     data, start, floor = settings.data, session.start, session.bench.floor
     tested = [n for n in settings.judged if n in start.scores and n in best.scores]
     numbers = tested or [n for n in session.order if n in start.scores and n in best.scores]
@@ -71,7 +72,11 @@ def report_of(
         )
     elif best is start:
         said.append("no proposal was better, so the start's values stay")
+    rows = [
+        _control(name, control, best, numbers, settings, session) for name, control in (controls or {}).items()
+    ]  # fmt: skip
     return Report(
+        controls=tuple(row for row in rows if row is not None),
         examples="test" if held_out and data.test else "train" if data.shared else "val", held_out=held_out, claim=claim,
         best=summary(best, numbers, floor, binary=binary, weighted=settings.weights is not None),
         start=summary(start, numbers, floor, binary=binary, weighted=settings.weights is not None),
@@ -81,6 +86,20 @@ def report_of(
         changed=_changed(session, best), spend=spend_json(ledger.spent), seconds=ledger.seconds, notes=tuple(said),
         reused={} if session.bench.reuse is None else session.bench.reuse.to_json(),
         saved=saved_json(memory.saved) if (memory := MEMORY.get()) is not None else {},
+    )  # fmt: skip
+
+
+def _control(
+    name: str, control: Candidate, best: Candidate, numbers: Sequence[int], settings: Settings, session: Session
+) -> Control | None:  # fmt: skip
+    """A control's scores, and the best's against them, on the examples that it was run on; None without any."""
+    known = control.known(numbers)
+    if not known:
+        return None
+    floor, seed = session.bench.floor, settings.seed
+    difference = Difference.of(control.on(known), best.on(known), measure=session.measures[0], seed=seed)
+    return Control(
+        name=name, scores=summary(control, known, floor, weighted=settings.weights is not None), difference=difference
     )  # fmt: skip
 
 
@@ -114,10 +133,12 @@ def summary(
     """
     several = [s for n in numbers if (s := candidate.scores[n].several) is not None]
     names = list(several[0]) if several else []
-    means = {name: sum(s.get(name, floor) for s in several) / len(several) for name in names}
+    columns = {name: [s.get(name, floor) for s in several] for name in names}
+    means = {name: sum(column) / len(column) for name, column in columns.items()}
+    intervals = {name: mean_interval(column, binary=is_binary(column)) for name, column in columns.items()}
     if weighted:
         means = {"weighted": mean(candidate.on(numbers), floor), **means}
-    return Summary.of(candidate.on(numbers), floor, binary=binary, means=means)
+    return Summary.of(candidate.on(numbers), floor, binary=binary, means=means, intervals=intervals)
 
 
 def _changed(session: Session, best: Candidate) -> dict[str, tuple[object, object]]:

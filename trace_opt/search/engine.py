@@ -17,6 +17,7 @@ from trace_opt.core.memory import remembering
 from trace_opt.core.rollout import Cost
 from trace_opt.errors import BudgetError
 from trace_opt.search.candidate import Candidate, record_of
+from trace_opt.search.controls import run_controls
 from trace_opt.search.ending import finished, report_of, run_test
 from trace_opt.search.ledger import Ledger
 from trace_opt.search.opening import Opening
@@ -140,7 +141,8 @@ class _Engine:
         announce(self.settings, "test", f"{ended}; testing on {len(self.settings.judged)} examples")
         self.opening.ledger.hold()
         notes = await run_test(self.settings, session, best)
-        report = report_of(self.settings, session, best, self.opening.ledger, notes)
+        controls = await run_controls(self.settings, session, best, self.opening, self.executor)
+        report = report_of(self.settings, session, best, self.opening.ledger, [*notes, *controls.notes], controls.rows)
         self._lose()
         if self.writer is not None:
             finished(self.writer, session, best, report)
@@ -182,6 +184,7 @@ class _Engine:
         numbers = self.settings.judged
         # the start's may be known from an earlier session, a new best's never are
         test = len(numbers) + sum(number not in start.scores for number in numbers)
+        test += len(self.settings.controls) * len(self.settings.compared)
         costs = [score.cost for score in start.scores.values() if score.cost.calls]
         if not test:
             return

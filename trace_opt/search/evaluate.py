@@ -106,7 +106,7 @@ class Plan:
         train, val, test: How many examples each part has; val is 0 where candidates are chosen by the training examples.
         budget: The limits.
         rollouts: How many rollouts it takes at least: "to score the start", "to propose from", "to try a proposal", "for
-            the test".
+            the test", and where there are any "for the controls".
         parameters: The optimizer of each parameter, as far as they are found without running the workflow.
         raced: How many combinations are raced.
         model: The optimizers' model and why it is this one; "" where none is asked.

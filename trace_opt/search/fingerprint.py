@@ -63,6 +63,7 @@ _SAY = {
     "examples": "the {} examples",
     "start": "the starting value or the choices of {!r}",
     "sources": "the source or value of {!r}",
+    "controls": "the source or value of {!r}, which a control uses",
 }
 
 

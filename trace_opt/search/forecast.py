@@ -107,12 +107,13 @@ def bought(
 
     Args:
         budget: The limits that are set, by name.
-        needed: Rollouts by what for, as `Plan.rollouts` has them; the start's and the test's are paid for in any case.
+        needed: Rollouts by what for, as `Plan.rollouts` has them; the start's, the test's and the controls' are paid
+            for in any case.
         per: What a proposal takes.
         one: What a rollout costs; None where that is not known.
         seconds: How long it takes, or None.
     """
-    fixed = needed["to score the start"] + needed["for the test"] + per.race
+    fixed = needed["to score the start"] + needed["for the test"] + needed.get("for the controls", 0) + per.race
     call = per.call or Cost(1, 0, 0, None)
     units: dict[str, tuple[float | None, float | None]] = {
         "rollouts": (1.0, 0.0),

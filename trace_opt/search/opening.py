@@ -49,6 +49,7 @@ class Opening:
         bench: Runs candidates.
         memory: What pure ops gave.
         raced: Values to race, by parameter name.
+        scores: What earlier sessions left, by candidate, then by example and repeat.
     """
 
     ledger: Ledger
@@ -59,6 +60,7 @@ class Opening:
         self.settings = settings
         self.writer: Writer | None = None
         self.raced: Mapping[str, Sequence[Any]] = {}
+        self.scores: Mapping[int, Mapping[tuple[int, int], Score]] = {}
         self._executor = executor
         self._saved: Saved | None = None
         self._optimizers: list[Optimizer] = settings.optimizers or []
@@ -199,7 +201,7 @@ class Opening:
             BudgetError: the budget does not cover it.
         """
         saved = self._saved
-        scores = self._stored_scores()
+        scores = self.scores = self._stored_scores()
         start = Candidate(0, {}, "", accepted=True)
         self.bench.draws.load(start, scores.get(0, {}))
         parameters = await self._scored(start)
@@ -340,7 +342,8 @@ class Opening:
 
 def _paid(saved: Saved) -> int:
     """How many rollouts count against the budget: not those that were taken from other runs."""
-    return sum(not is_reused(row) for row in saved.rollouts) + _unsaved(saved)
+    # those of no candidate are counted with what was not saved
+    return sum(row["candidate"] != -1 and not is_reused(row) for row in saved.rollouts) + _unsaved(saved)
 
 
 def _unsaved(saved: Saved) -> int:

@@ -81,6 +81,8 @@ class Options(TypedDict, total=False):
             default, infinite for one that is only to be reported.
         repeats: How often each validation and test example is run, its score being the mean, where the workflow itself
             draws; an accepted candidate is then compared on new draws.
+        controls: Workflows by name that the best is to be compared with, run once at the end on the examples that start and
+            best are compared on, with the best's values and on the same seeds; they count against the budget.
         name: The problem's name in the store.
         model: The model for optimizers that were given none; chosen from the environment by default.
         origin: What a command line needs to load the problem again, JSON-able; kept with the run's config.
@@ -112,6 +114,7 @@ class Options(TypedDict, total=False):
     weights: Mapping[str, float] | None
     margins: Mapping[str, float] | None
     repeats: int
+    controls: Mapping[str, Callable[..., Any]] | None
     name: str
     model: str | LLM | None
     origin: Mapping[str, Any]

@@ -30,6 +30,7 @@ class Summary:
         n: How many examples.
         failed: How many of them failed.
         means: The mean of every score by name, where the guide gives several.
+        intervals: The 95 % interval of each of these.
     """
 
     mean: float
@@ -38,11 +39,13 @@ class Summary:
     n: int
     failed: int = 0
     means: Mapping[str, float] = field(default_factory=dict[str, float])
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
 
     @classmethod
     def of(
-        cls, scores: Scores, floor: float, *, binary: bool | None = None, means: Mapping[str, float] | None = None
-    ) -> Summary:
+        cls, scores: Scores, floor: float, *, binary: bool | None = None, means: Mapping[str, float] | None = None,
+        intervals: Mapping[str, tuple[float, float]] | None = None,
+    ) -> Summary:  # fmt: skip
         """Sum scores up.
 
         Args:
@@ -50,6 +53,7 @@ class Summary:
             floor: What a failed rollout counts as.
             binary: Whether scores are 0 or 1 by nature; by default whether these are.
             means: The mean of every score by name, where there are several.
+            intervals: The interval of each of these.
         """
         if not scores:
             return cls(mean=0.0, low=0.0, high=0.0, n=0)
@@ -58,8 +62,17 @@ class Summary:
         low, high = statistics.mean_interval(values, binary=counts)
         failures = sum(score is None for score in scores)
         return cls(
-            mean=statistics.mean(scores, floor), low=low, high=high, n=len(scores), failed=failures, means=means or {}
-        )
+            mean=statistics.mean(scores, floor), low=low, high=high, n=len(scores), failed=failures, means=means or {},
+            intervals=intervals or {},
+        )  # fmt: skip
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Summary:
+        """What `asdict` gave, through JSON."""
+        known: dict[str, Any] = dict(data)
+        found: Mapping[str, Sequence[float]] = known.get("intervals", {})
+        known["intervals"] = {name: (pair[0], pair[1]) for name, pair in found.items()}
+        return cls(**known)
 
     def __str__(self) -> str:
         if not self.n:
@@ -124,6 +137,28 @@ class Difference:
         return f"{self.mean:+.3f}  [{self.low:+.3f}, {self.high:+.3f}]  {test}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Control:
+    """Another workflow that the best is compared with.
+
+    Attributes:
+        name: What it is called.
+        scores: Its scores.
+        difference: The best values against it, paired by example and seed.
+    """
+
+    name: str
+    scores: Summary
+    difference: Difference
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Control:
+        """What `asdict` gave, through JSON."""
+        return cls(
+            name=data["name"], scores=Summary.from_json(data["scores"]), difference=Difference(**data["difference"])
+        )
+
+
 _SAYS: dict[str, str] = {
     "better": "the best values are better than the start",
     "worse": "the best values are worse than the start",
@@ -157,6 +192,7 @@ class Report:
         notes: What else a reader must know, in sentences.
         front: Accepted values that no other beats in everything, on the same validation examples: `candidate`, `score`,
             `scores` by name, what was measured (`length` in characters), `n`. Empty where there is only one.
+        controls: Other workflows on the same examples and seeds.
     """
 
     examples: str
@@ -175,6 +211,7 @@ class Report:
     reused: Mapping[str, Any] = field(default_factory=dict[str, Any])
     notes: tuple[str, ...] = ()
     front: tuple[Mapping[str, Any], ...] = ()
+    controls: tuple[Control, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dict; `from_json` takes it back."""
@@ -182,6 +219,10 @@ class Report:
         data["changed"] = {name: list(pair) for name, pair in self.changed.items()}
         data["notes"] = list(self.notes)
         data["front"] = [dict(row) for row in self.front]
+        data["controls"] = list(data["controls"])
+        for summary in (data["best"], data["start"], *(row["scores"] for row in data["controls"])):
+            if summary is not None:
+                summary["intervals"] = {name: list(pair) for name, pair in summary["intervals"].items()}
         return data
 
     @classmethod
@@ -189,12 +230,13 @@ class Report:
         """The report that `to_json` gave; fields of a newer version are left out."""
         known: dict[str, Any] = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
         for name in ("best", "start"):
-            known[name] = Summary(**known[name]) if known.get(name) else None
+            known[name] = Summary.from_json(known[name]) if known.get(name) else None
         known["difference"] = Difference(**known["difference"]) if known.get("difference") else None
         changed = cast("Mapping[str, Sequence[Any]]", known.get("changed", {}))
         known["changed"] = {name: (pair[0], pair[1]) for name, pair in changed.items()}
         known["notes"] = tuple(known.get("notes", ()))
         known["front"] = tuple(known.get("front", ()))
+        known["controls"] = tuple(map(Control.from_json, known.get("controls", ())))
         return cls(**known)
 
     def __str__(self) -> str:
@@ -208,12 +250,13 @@ class Report:
         if self.start is not None:
             lines.append(f"  start       {self.start}")
         lines.append(f"  {'best ' if self.start is not None else 'score'}       {self.best}")
-        for name, value in list(self.best.means.items())[1:]:
+        for name, value in [] if self.controls else list(self.best.means.items())[1:]:
             lines.append(f"    {name}: {value:.3f}")
         if self.difference is not None:
             lines.append(f"  difference  {self.difference} (bounds of 95 % each)")
         if self.examples != "given":
             lines.append(f"  {_SAYS[self.claim]}; {self.trials} trials, {self.accepted} accepted")
+        lines += [f"  {line}" for line in _control_lines(self)]
         if self.search_gate and self.trials:
             lines.append(f"  {_rates(self.search_gate)}")
         lines += [f"  {name}: {_shown(before)} -> {_shown(after)}" for name, (before, after) in self.changed.items()]
@@ -227,6 +270,29 @@ class Report:
         lines += [f"  {line}" for line in _front_lines(self.front)]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+
+def _control_lines(report: Report) -> list[str]:
+    """Start, best and controls as a table, and what the best is ahead of each control by."""
+    if not report.controls:
+        return []
+    known = {"start": report.start, "best": report.best} | {row.name: row.scores for row in report.controls}
+    shown = {name: summary for name, summary in known.items() if summary is not None}
+    names = list(report.best.means)[:_MOST_SHOWN] or ["score"]
+    rows = [["controls", *names]]
+    for name, summary in shown.items():
+        cells = [summary.intervals.get(score) for score in names]
+        means = [summary.means.get(score) for score in names]
+        plain = f"{summary.mean:.3f} [{summary.low:.3f}, {summary.high:.3f}]"
+        rows.append([name] + [
+            plain if mean is None or cell is None else f"{mean:.3f} [{cell[0]:.3f}, {cell[1]:.3f}]"
+            for mean, cell in zip(means, cells, strict=True)
+        ])  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    wide = max(len(row.name) for row in report.controls)
+    ahead = [f"best against {row.name.ljust(wide)}  {row.difference}" for row in report.controls]
+    return [*lines, *ahead]
 
 
 def _rates(gate: Mapping[str, float]) -> str:

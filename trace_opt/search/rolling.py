@@ -325,8 +325,8 @@ def travelling(rollout: Rollout) -> Rollout:
     from trace_opt.core.tensors import gradients_by_name
 
     loss = rollout.feedback.loss
-    if loss is None:
-        return replace(rollout, graph=None, node=None, output=None, values={})
+    if loss is None:  # who trains by what was drawn and earned reads it in the output
+        return replace(rollout, graph=None, node=None, values={})
     named = loss if isinstance(loss, dict) else {"loss": loss}
     gradients = {name: gradients_by_name(part, rollout.values) for name, part in named.items()}
     values = {name: float(part.detach()) for name, part in named.items()}

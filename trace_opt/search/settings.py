@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,7 @@ class Settings:
         resume: The run to go on with, or None.
         score_range, weights, margins: As given.
         repeats: How often validation and test examples are run.
+        controls: Workflows by name that the best is compared with at the end.
         timeout: Seconds that a rollout may take, or None.
         warm: The values to start from.
         reuse: Whether rollouts are taken from other runs of the store.
@@ -85,6 +86,7 @@ class Settings:
     weights: dict[str, float] | None
     margins: dict[str, float] | None
     repeats: int
+    controls: dict[str, Callable[..., Any]]
     timeout: float | None
     warm: Warm
     reuse: bool
@@ -102,6 +104,11 @@ class Settings:
     def judged(self) -> range:
         """The examples that start and best are compared on at the end: a search without a gate has not used the others."""
         return self.data.test if self.data.test or self.search.tests else self.data.val
+
+    @property
+    def compared(self) -> Sequence[int]:
+        """The examples that controls are run on: those that start and best are compared on."""
+        return self.judged or self.data.order(self.seed)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -131,7 +138,10 @@ def settle(workflow: Any, train: Any, guide: Any, options: Options) -> Settings:
     data = split(train, options.get("val"), options.get("test"), seed)
     repeats = _whole("repeats", options.get("repeats", 1))
     weights, margins = _by_score("weights", options.get("weights")), _by_score("margins", options.get("margins"))
-    budget = resolve(budget_given, val=len(data.val) * repeats, test=len(data.test) * repeats)
+    controls = _controls(options.get("controls"))
+    budget = resolve(
+        budget_given, val=len(data.val) * repeats, test=len(data.test) * repeats, controls=len(controls)
+    )  # fmt: skip
     optimizers, timeout = options.get("optimizers"), _timeout(options.get("timeout"))
     parameters, reuse = _parameters(options.get("parameters")), _reuse(options.get("reuse", False), store)
     reach = Reach({"the workflow": workflow, "the guide": guide})
@@ -152,11 +162,12 @@ def settle(workflow: Any, train: Any, guide: Any, options: Options) -> Settings:
         concurrency=_whole("concurrency", options.get("concurrency", 8)), executor=options.get("executor"),
         address=options.get("address"), reload=options.get("reload"), store=store, resume=resume,
         score_range=_range(options.get("score_range")), weights=weights, margins=margins, repeats=repeats,
-        timeout=timeout, warm=_warm(options, store, resume, lambda: _known(parameters, reach)), reuse=reuse,
+        controls=controls, timeout=timeout, warm=_warm(options, store, resume, lambda: _known(parameters, reach)), reuse=reuse,
         name=options.get("name") or getattr(workflow, "__name__", type(workflow).__name__),
         origin=options.get("origin") or {}, reach=reach,
         prints=json.loads(json.dumps({
             "examples": fingerprint.of_examples(data), "sources": reach.hashes, "settings": config,
+            **({"controls": Reach(controls).hashes} if controls else {}),
         })),
     )  # fmt: skip
     _check_budget(settings)
@@ -206,6 +217,14 @@ def _parameters(given: Any) -> dict[str, Parameter[Any]] | None:
     if not found:
         raise ProblemError("parameters is empty; leave it out for those that the workflow reads")
     return by_name(found)
+
+
+def _controls(given: Mapping[str, Any] | None) -> dict[str, Callable[..., Any]]:
+    found = dict(given or {})
+    for name, workflow in found.items():
+        if not callable(workflow):
+            raise ProblemError(f"the control {name!r} is {workflow!r:.60}, which cannot be called; pass a workflow")
+    return found
 
 
 def _goals(options: Options) -> Goals:
@@ -297,8 +316,10 @@ def needs(settings: Settings, *, proposing: bool) -> dict[str, int]:
     reading = settings.optimizers is None or any(getattr(o, "wants_rollouts", True) for o in settings.optimizers)
     batch = min(settings.search.minibatch, len(data.train)) if proposing and reading and not data.shared else 0
     times = settings.repeats
+    controls = times * len(settings.controls) * len(settings.compared)
     return {"to score the start": times * len(data.val), "to propose from": batch, "to try a proposal": times * first,
-            "for the test": times * 2 * len(settings.judged)}  # fmt: skip
+            "for the test": times * 2 * len(settings.judged),
+            **({"for the controls": controls} if controls else {})}  # fmt: skip
 
 
 def _check_budget(settings: Settings) -> None:

@@ -39,7 +39,12 @@ def _to_2(connection: sa.Connection) -> None:
             connection.execute(changed.values(data=json.dumps({**data, "phase": False})))
 
 
-STEPS: Mapping[int, Step] = {2: _to_2}
+def _to_3(connection: sa.Connection) -> None:
+    """Values may be adapters, and rows of negative candidates are training rollouts and controls; old rows read as before."""
+    del connection
+
+
+STEPS: Mapping[int, Step] = {2: _to_2, 3: _to_3}
 """By the version that each leads to."""
 
 

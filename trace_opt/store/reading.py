@@ -261,5 +261,6 @@ def _rollout(row: Row, splits: Mapping[str, int]) -> RolloutRecord:
     return RolloutRecord(
         candidate=row["candidate"], example=row["example"], split=split, score=score,
         scores=data.get("scores", {} if score is None else {"score": score}), text=data.get("text", ""),
-        error=data.get("error"), cost=cost_of(row), seconds=row["seconds"],
+        error=data.get("error"), cost=cost_of(row), seconds=row["seconds"], repeat=row["repeat"],
+        output=decode(data.get("output")),
     )  # fmt: skip

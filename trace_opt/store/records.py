@@ -140,7 +140,7 @@ class RolloutRecord:
     """One rollout as it was kept.
 
     Attributes:
-        candidate: Whose values.
+        candidate: Whose values; -1 for a training rollout of values that became no candidate, less for a control.
         example: The number of the example: training, validation and test examples counted on.
         split: "train", "val" or "test".
         score: The score that decides; None where the workflow failed.
@@ -149,6 +149,8 @@ class RolloutRecord:
         error: `"ValueError: ..."`, or None.
         cost: What its model calls cost.
         seconds: Wall time.
+        repeat: Which time the example was run.
+        output: What the workflow gave, where that was kept; else None.
     """
 
     candidate: int
@@ -160,6 +162,8 @@ class RolloutRecord:
     error: str | None = None
     cost: Cost = field(default_factory=Cost)
     seconds: float = 0.0
+    repeat: int = 0
+    output: Any = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

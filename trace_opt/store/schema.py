@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
-VERSION = 2
+VERSION = 3
 """Raised by every change of the tables or of what their JSON holds, with a step in `migrations`; `Store` refuses a store of
 a greater one."""
 
