@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trace_opt.core.adapter import Adapter
     from trace_opt.core.constraint import Ball, Box, Simplex
     from trace_opt.core.context import rollout
     from trace_opt.core.feedback import Feedback
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from trace_opt.optim.opro import OPRO
     from trace_opt.optim.optoprime import OptoPrime
     from trace_opt.problem import Problem
+    from trace_opt.refine.episodes import Episodes
+    from trace_opt.refine.policy import TrainablePolicy
+    from trace_opt.refine.refiner import Refiner
     from trace_opt.search.approving import Approval
     from trace_opt.search.beam import Beam
     from trace_opt.search.budget import Budget
@@ -53,6 +57,7 @@ __version__ = "0.1.0"
 __all__ = [
     "LVHBA",
     "OPRO",
+    "Adapter",
     "Approval",
     "AugmentedLagrangian",
     "Ball",
@@ -63,6 +68,7 @@ __all__ = [
     "Categorical",
     "Demonstrations",
     "Demos",
+    "Episodes",
     "Feedback",
     "Gradient",
     "Graph",
@@ -78,9 +84,11 @@ __all__ = [
     "ProcessExecutor",
     "RayExecutor",
     "Refined",
+    "Refiner",
     "Simplex",
     "Surrogate",
     "TorchModule",
+    "TrainablePolicy",
     "ZerothOrder",
     "aoptimize",
     "carry",
@@ -102,6 +110,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Adapter": "core.adapter",
     "Approval": "search.approving",
     "AugmentedLagrangian": "optim.numeric.lagrangian",
     "Ball": "core.constraint",
@@ -112,6 +121,7 @@ _MODULES = {
     "Categorical": "optim.categorical",
     "Demonstrations": "core.parameter",
     "Demos": "optim.demos",
+    "Episodes": "refine.episodes",
     "Feedback": "core.feedback",
     "Gradient": "optim.numeric.gradient",
     "Graph": "core.graph",
@@ -129,9 +139,11 @@ _MODULES = {
     "ProcessExecutor": "search.processes",
     "RayExecutor": "search.ray",
     "Refined": "optim.numeric.schedules",
+    "Refiner": "refine.refiner",
     "Simplex": "core.constraint",
     "Surrogate": "optim.numeric.surrogate",
     "TorchModule": "core.neural",
+    "TrainablePolicy": "refine.policy",
     "ZerothOrder": "optim.numeric.zeroth",
     "aoptimize": "search.engine",
     "carry": "core.tracer",

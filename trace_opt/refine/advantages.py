@@ -74,7 +74,7 @@ class Running(Baseline):
         """The baseline of each step, shape `[n, T]` or broadcastable to it."""
         if self._mean is None:
             return returns.new_zeros(1, returns.shape[1])
-        return _fitted(self._mean, returns.shape[1])[None, :]
+        return _fitted(self._mean.to(returns.device), returns.shape[1])[None, :]
 
     def observe(self, returns: Tensor, batch: Batch) -> None:
         """Take a batch's returns in, for later ones."""
@@ -83,6 +83,7 @@ class Running(Baseline):
         if self._mean is None:
             self._mean = mean.detach().clone()
             return
+        self._mean = self._mean.to(mean.device)  # a state that was kept comes back on the CPU
         steps = max(len(self._mean), len(mean))
         weight = self._mean.new_full((steps,), self.decay)
         weight[len(self._mean) :] = 0.0

@@ -19,9 +19,14 @@ _MOST = 8
 
 
 class PhaseStates:
-    """States of an optimizer's phases, by a hash of values; the latest few that were built on, and those that wait."""
+    """States of an optimizer's phases, by a hash of values; the latest few that were built on, and those that wait.
 
-    def __init__(self) -> None:
+    Args:
+        most: How many that were built on are kept.
+    """
+
+    def __init__(self, most: int = _MOST) -> None:
+        self._most = most
         self._built_on: dict[str, Mapping[str, Any]] = {}
         self._waiting: dict[str, Mapping[str, Any]] = {}
         self._dropped: dict[str, int] = {}
@@ -67,7 +72,7 @@ class PhaseStates:
             self._dropped[base] = self._dropped.get(base, 0) + 1
         elif state is not None:
             self._built_on[made] = state
-            for old in list(self._built_on)[:-_MOST]:
+            for old in list(self._built_on)[: -self._most]:
                 del self._built_on[old]
 
     def state_dict(self) -> dict[str, Any]:

@@ -50,5 +50,11 @@ class Momentum(Estimator):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave, bit for bit."""
         super().load_state_dict(state)
-        self._direction = state["direction"]
-        self._last = state["last"]
+        self._direction = self._placed(state["direction"])
+        self._last = self._placed(state["last"])
+
+    def _placed(self, kept: list[Tensor] | None) -> list[Tensor] | None:
+        """Copies of tensors where the weights are; a state that was kept comes back on the CPU."""
+        if kept is None:
+            return None
+        return [x.to(w.device, copy=True) for x, w in zip(kept, self.weights, strict=True)]
