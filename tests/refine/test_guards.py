@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.refine.tables import Table
-from trace_opt.refine.guards import Guards, Watch, distinct_completions, distinct_share, exact
+from trace_opt.refine.guards import PolicyGuards, Watch, distinct_completions, distinct_share, exact
 
 PLACES = [f"place {i}" for i in range(8)]
 
@@ -27,17 +27,17 @@ PLACES = [f"place {i}" for i in range(8)]
 )
 def test_a_completion_that_is_no_plain_text_is_named(text: str, said: str) -> None:
     """Distinct words over words are held to .6, case and punctuation apart."""
-    assert Guards(longest=6).objection(text) == said
+    assert PolicyGuards(longest=6).objection(text) == said
 
 
 def test_it_earns_nothing_good() -> None:
     """What is bad of it stays bad, so that saying nothing is no way out."""
-    assert Guards().held(["", "empty", "repetition", "empty"], [0.5, 0.5, 0.9, -0.3]) == [0.5, 0.0, 0.0, -0.3]
+    assert PolicyGuards().held(["", "empty", "repetition", "empty"], [0.5, 0.5, 0.9, -0.3]) == [0.5, 0.0, 0.0, -0.3]
 
 
 @given(st.lists(st.tuples(st.sampled_from(["", "empty"]), st.floats(-9, 9))))
 def test_no_reward_is_ever_raised(rows: list[tuple[str, float]]) -> None:
-    held = Guards().held([said for said, _ in rows], [reward for _, reward in rows])
+    held = PolicyGuards().held([said for said, _ in rows], [reward for _, reward in rows])
     assert all(
         after == before if not said else after <= min(0, before)
         for (said, before), after in zip(rows, held, strict=True)
@@ -45,14 +45,14 @@ def test_no_reward_is_ever_raised(rows: list[tuple[str, float]]) -> None:
 
 
 def test_the_price_of_divergence_rises_beyond_the_limit_and_falls_far_below_it() -> None:
-    guards = Guards(kl=1.0)
+    guards = PolicyGuards(kl=1.0)
     assert guards.price(0.0, 2.0, 0.0) > 0
     assert guards.price(0.1, 2.0, 0.02) == pytest.approx(0.15)
     assert guards.price(0.1, 0.7, 0.02) == 0.1
     assert guards.price(0.1, 0.2, 0.02) == pytest.approx(0.08)
     assert guards.price(0.02, 0.2, 0.02) == 0.02
     assert guards.price(0.1, None, 0.02) == 0.1
-    assert Guards(kl=1.0, beyond="stop").price(0.1, 5.0, 0.0) == 0.1
+    assert PolicyGuards(kl=1.0, beyond="stop").price(0.1, 5.0, 0.0) == 0.1
 
 
 def test_exact_rewards_want_all_the_words_and_no_others() -> None:
@@ -92,12 +92,12 @@ def test_a_verdict_names_each_guard_that_objects() -> None:
     policy = Table(["stop", "go"], start=(3.0, 0.0))
     watch = watched(policy, PLACES)
     watch.k1, watch.k3 = 2.0, 3.0
-    found, named = watch.verdict(Guards(kl=1.0, repeated=0.4), policy)
+    found, named = watch.verdict(PolicyGuards(kl=1.0, repeated=0.4), policy)
     assert [said.split(":")[0] for said in named] == ["distinct completions", "repetition and length", "divergence"]
     assert found["distinct"] == 1 / 8
     assert found["objections"] == {"empty": 8}
     assert (found["k1"], found["k3"]) == (2.0, 3.0)
-    assert watch.verdict(Guards(distinct=0.1), policy)[1] == []
+    assert watch.verdict(PolicyGuards(distinct=0.1), policy)[1] == []
 
 
 def test_draws_that_come_to_open_alike_are_seen_where_they_did_not_before() -> None:
@@ -113,17 +113,17 @@ def test_draws_that_come_to_open_alike_are_seen_where_they_did_not_before() -> N
     assert before is not None
     assert before >= 0.5
     assert same == 1 / 16
-    [said] = watch.verdict(Guards(), looking, before)[1]
+    [said] = watch.verdict(PolicyGuards(), looking, before)[1]
     assert "begins the same way whatever the task" in said
-    assert watch.verdict(Guards(), looking, same)[1] == []
-    assert watch.verdict(Guards(distinct=0.0), looking, before)[1] == []
-    assert "says the same whatever the task" in watch.verdict(Guards(), alike, before)[1][0]
+    assert watch.verdict(PolicyGuards(), looking, same)[1] == []
+    assert watch.verdict(PolicyGuards(distinct=0.0), looking, before)[1] == []
+    assert "says the same whatever the task" in watch.verdict(PolicyGuards(), alike, before)[1][0]
 
 
 def test_a_few_prompts_say_nothing_of_collapse() -> None:
     """Two tasks may deserve the same answer, and the same task seen again does."""
     policy = Table(["stop", "go"], start=(3.0, 0.0))
-    assert watched(policy, PLACES[:3] * 5).verdict(Guards(), policy)[1] == []
+    assert watched(policy, PLACES[:3] * 5).verdict(PolicyGuards(), policy)[1] == []
 
 
 def test_a_watch_goes_through_data_and_keeps_the_last_prompts() -> None:
@@ -143,4 +143,4 @@ def test_a_watch_goes_through_data_and_keeps_the_last_prompts() -> None:
 )
 def test_limits_out_of_their_range_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
-        Guards(**options)  # pyright: ignore[reportArgumentType]
+        PolicyGuards(**options)  # pyright: ignore[reportArgumentType]

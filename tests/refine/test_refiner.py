@@ -24,7 +24,7 @@ from trace_opt.errors import BudgetError, TraceError
 from trace_opt.problem import Problem
 from trace_opt.refine.estimators.grpo import GRPO
 from trace_opt.refine.estimators.named import Recipe, names
-from trace_opt.refine.guards import Guards
+from trace_opt.refine.guards import PolicyGuards
 from trace_opt.refine.refiner import Refiner
 from trace_opt.search.rolling import Roller
 from trace_opt.store.store import open_store
@@ -252,7 +252,7 @@ def test_a_policy_that_drifts_too_far_is_priced_or_stopped() -> None:
     far: dict[str, float] = {}
     for beyond in ("", "price", "stop"):
         agent = Agent.of(table())
-        guards = Guards(kl=0.2, beyond=beyond) if beyond else Guards()  # pyright: ignore[reportArgumentType]
+        guards = PolicyGuards(kl=0.2, beyond=beyond) if beyond else PolicyGuards()  # pyright: ignore[reportArgumentType]
         refiner = Refiner(agent.policy, updates=60, tasks=3, lr=0.3, kl=0.0, guards=guards, patience=60)
         trial = agent.optimize(refiner).history[0]
         p = agent.policy.chances(trial.changed["table"])
@@ -405,7 +405,7 @@ def test_a_run_stopped_within_a_phase_ends_bit_identical(
 
     def run(store: str, resume: str | None = None) -> Any:
         agent = Agent.of(table())
-        refiner = Refiner(agent.policy, "ppo", updates=4, lr=0.05, patience=9, guards=Guards(kl=0.05))
+        refiner = Refiner(agent.policy, "ppo", updates=4, lr=0.05, patience=9, guards=PolicyGuards(kl=0.05))
         return agent.optimize(
             refiner, store=tmp_path / store, resume=resume, search=search, seed=3, budget=Budget(trials=4)
         )  # fmt: skip

@@ -14,7 +14,7 @@ from tests.refine.tiny_llama import tiny_policy
 from tests.refine.tiny_writer import LETTERS, TinyWriter
 from trace_opt.core.adapter import Adapter
 from trace_opt.refine.earning import earned
-from trace_opt.refine.guards import Guards, Watch
+from trace_opt.refine.guards import PolicyGuards, Watch
 from trace_opt.refine.outcomes import Rated
 from trace_opt.refine.reward_model import RewardModel, RewardTraining, auc
 from trace_opt.refine.supervised import Pair
@@ -155,7 +155,7 @@ def test_it_takes_the_place_of_the_environment() -> None:
     model = RewardModel(policy)
     model.fit(TRAIN, epochs=2)
     said = policy.written([("q", "ab"), ("q", "cd")])
-    found = earned([Rated(completions=said, gains=(0.0, 0.0))], Watch(), Guards(), reward=model)
+    found = earned([Rated(completions=said, gains=(0.0, 0.0))], Watch(), PolicyGuards(), reward=model)
     assert found[0].raw == tuple(model(said))
     assert not found[0].is_silent
 

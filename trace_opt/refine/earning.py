@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from trace_opt.core.rollout import Rollout
 from trace_opt.errors import TraceError
-from trace_opt.refine.guards import Guards, Watch, exact
+from trace_opt.refine.guards import PolicyGuards, Watch, exact
 from trace_opt.refine.local import Completions
 from trace_opt.refine.outcomes import Episode
 
@@ -47,7 +47,7 @@ class Silent(Exception):  # noqa: N818 # no fault: there is nothing to learn fro
 
 
 def earned(
-    rated: Sequence[Rated], watch: Watch, guards: Guards, *, reward: Reward = None, entropy: float = 0.0
+    rated: Sequence[Rated], watch: Watch, guards: PolicyGuards, *, reward: Reward = None, entropy: float = 0.0
 ) -> list[Earned]:
     """What the rated completions of one update earn.
 

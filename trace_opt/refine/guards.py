@@ -31,7 +31,7 @@ _CHEAPEST = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Guards:
+class PolicyGuards:
     """The limits.
 
     A completion that is empty, repeats itself or is too long earns nothing good: its reward is 0 at most. A phase that ends with another guard in force has to be found better by the search's test, where one
@@ -61,13 +61,13 @@ class Guards:
         for name in ("distinct_words", "distinct", "repeated"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
-                raise ValueError(f"Guards got {name}={value!r}; give a share from 0 to 1")
+                raise ValueError(f"PolicyGuards got {name}={value!r}; give a share from 0 to 1")
         if self.longest is not None and self.longest < 1:
-            raise ValueError(f"Guards got longest={self.longest!r}; give at least 1 word, or None")
+            raise ValueError(f"PolicyGuards got longest={self.longest!r}; give at least 1 word, or None")
         if self.kl is not None and not self.kl > 0:
-            raise ValueError(f"Guards got kl={self.kl!r}; give nats above 0, or None")
+            raise ValueError(f"PolicyGuards got kl={self.kl!r}; give nats above 0, or None")
         if self.beyond not in ("price", "stop"):
-            raise ValueError(f"Guards got beyond={self.beyond!r}; give 'price' or 'stop'")
+            raise ValueError(f"PolicyGuards got beyond={self.beyond!r}; give 'price' or 'stop'")
 
     def objection(self, text: str) -> str:
         """What is wrong with a completion by itself: "empty", "repetition" or "length"; "" where nothing is."""
@@ -162,7 +162,7 @@ class Watch:
         return distinct_share(drawn.texts, _OPENING)
 
     def verdict(
-        self, guards: Guards, policy: LocalPolicy, before: float | None = None
+        self, guards: PolicyGuards, policy: LocalPolicy, before: float | None = None
     ) -> tuple[dict[str, Any], list[str]]:
         """What a phase led to, and a sentence for each guard that objects.
 

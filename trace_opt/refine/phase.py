@@ -19,7 +19,7 @@ from trace_opt.errors import BudgetError
 from trace_opt.refine.calling import Calls, lock_of, released, saying
 from trace_opt.refine.earning import Earned, Reward, Silent, batch_of, earned, rated_of
 from trace_opt.refine.estimators.named import Recipe, is_relative
-from trace_opt.refine.guards import Guards, Watch
+from trace_opt.refine.guards import PolicyGuards, Watch
 
 if TYPE_CHECKING:
     from trace_opt.refine.batch import Batch
@@ -36,7 +36,7 @@ class Refining:
     tasks: int
     entropy: float
     reward: Reward
-    guards: Guards
+    guards: PolicyGuards
     patience: int
     checkpoint_every: int
 

@@ -18,7 +18,7 @@ from trace_opt.refine.calling import lock_of
 from trace_opt.refine.earning import Reward, Silent, batch_of, earned, rated_of
 from trace_opt.refine.estimators.base import Sample
 from trace_opt.refine.estimators.named import Factory, Recipe, draws_elsewhere, is_relative
-from trace_opt.refine.guards import Guards, Watch
+from trace_opt.refine.guards import PolicyGuards, Watch
 from trace_opt.refine.phase import Phase, Progress, Refining
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Refiner(Optimizer):
     def __init__(
         self, policy: LocalPolicy, estimator: str | Factory = "grpo", *, updates: int = 24, tasks: int = 2,
         lr: float | None = None, kl: float = 0.02, entropy: float = 0.0, reward: Reward = None,
-        guards: Guards | None = None, **options: Any,
+        guards: PolicyGuards | None = None, **options: Any,
     ) -> None:  # fmt: skip
         super().__init__()
         self.policy = policy
@@ -75,7 +75,7 @@ class Refiner(Optimizer):
         every: int = options.pop("checkpoint_every", 1)
         self.refining = Refining(
             recipe=Recipe.of(estimator, lr, kl, options), updates=updates, tasks=tasks, entropy=entropy, reward=reward,
-            guards=guards or Guards(), patience=patience, checkpoint_every=every,
+            guards=guards or PolicyGuards(), patience=patience, checkpoint_every=every,
         )  # fmt: skip
         self._kept = PhaseStates(_KEPT)
         self._hand: Estimator | None = None

@@ -6,7 +6,7 @@
     policy.adapter.value = adapter_of(trainer)
 
 On one machine `Refiner` is shorter and exact. TRL shares prompts and rewards among processes and generates with vLLM; what
-it has no place for here are `Guards`, and tasks that change while the policy learns: prompts are fixed before it starts.
+it has no place for here are `PolicyGuards`, and tasks that change while the policy learns: prompts are fixed before it starts.
 """
 
 from __future__ import annotations
