@@ -38,8 +38,11 @@ if TYPE_CHECKING:
     from trace_opt.optim.optoprime import OptoPrime
     from trace_opt.problem import Problem
     from trace_opt.refine.episodes import Episodes
+    from trace_opt.refine.export import export_adapter
     from trace_opt.refine.policy import TrainablePolicy
     from trace_opt.refine.refiner import Refiner
+    from trace_opt.refine.reward_model import RewardModel
+    from trace_opt.refine.warm_start import fine_tune
     from trace_opt.search.approving import Approval
     from trace_opt.search.beam import Beam
     from trace_opt.search.budget import Budget
@@ -85,6 +88,7 @@ __all__ = [
     "RayExecutor",
     "Refined",
     "Refiner",
+    "RewardModel",
     "Simplex",
     "Surrogate",
     "TorchModule",
@@ -95,6 +99,8 @@ __all__ = [
     "charge",
     "connect",
     "evaluate",
+    "export_adapter",
+    "fine_tune",
     "implicit",
     "load_values",
     "no_trace",
@@ -140,6 +146,7 @@ _MODULES = {
     "RayExecutor": "search.ray",
     "Refined": "optim.numeric.schedules",
     "Refiner": "refine.refiner",
+    "RewardModel": "refine.reward_model",
     "Simplex": "core.constraint",
     "Surrogate": "optim.numeric.surrogate",
     "TorchModule": "core.neural",
@@ -150,6 +157,8 @@ _MODULES = {
     "charge": "llm.meter",
     "connect": "llm.connect",
     "evaluate": "search.evaluate",
+    "export_adapter": "refine.export",
+    "fine_tune": "refine.warm_start",
     "implicit": "optim.numeric.implicit",
     "load_values": "search.run",
     "no_trace": "core.tracer",

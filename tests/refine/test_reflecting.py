@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from trace_opt.errors import TraceError
 from trace_opt.llm.base import Reply
 from trace_opt.optim.text import tokens_in
 from trace_opt.refine.rating import joined, recalled
-from trace_opt.refine.reflecting import Hindsight, Lock, seed_of, seeded, text_of
+from trace_opt.refine.reflecting import Hindsight, seed_of, seeded, text_of
 from trace_opt.refine.trajectory import Mark
 
 
@@ -112,12 +111,3 @@ def test_a_part_of_a_rollout_has_chance_of_its_own() -> None:
             assert [rollout().rng.random() for _ in range(3)] == drawn
     with record({"x": 1}, 7):
         assert [rollout().rng.random() for _ in range(2)] == [before, after]
-
-
-def test_a_lock_may_be_sent() -> None:
-    """A copy, as of a workflow that travels, is a lock of its own, free whatever the first one is."""
-    lock = Lock()
-    with lock, lock:
-        other = copy.deepcopy(lock)
-        with other:
-            assert other is not lock

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -16,11 +15,6 @@ if TYPE_CHECKING:
     from trace_opt.refine.local import LocalPolicy
 
 T = TypeVar("T")
-
-
-def lock_of(policy: LocalPolicy) -> Any:
-    """The lock under which a policy's weights are used; one of our own for those that have none."""
-    return getattr(policy, "lock", None) or threading.RLock()
 
 
 @contextmanager

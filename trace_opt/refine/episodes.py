@@ -28,7 +28,6 @@ from trace_opt.refine.reflecting import (
     INSTRUCTION,
     Asking,
     Hindsight,
-    Lock,
     Render,
     driven,
 )
@@ -95,7 +94,6 @@ class Episodes:
     untrained: bool = field(default=False, kw_only=True, repr=False)
     others: Others | None = field(default=None, kw_only=True, repr=False)
     adapter: Parameter[Adapter] | None = field(init=False, repr=False)
-    _lock: Lock = field(default_factory=Lock, init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name, least in (("attempts", 1), ("completions", 1), ("pairs", 1), ("max_tokens", 1)):
@@ -135,7 +133,7 @@ class Episodes:
         """How the reflector is asked."""
         return Asking(
             reflector=self.reflector, max_tokens=self.max_tokens, temperature=self.temperature,
-            untrained=self.untrained, lock=self._lock,
+            untrained=self.untrained,
         )  # fmt: skip
 
     def scored(self, output: Any, example: Any = None) -> Feedback:

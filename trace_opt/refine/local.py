@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from threading import RLock
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from trace_opt.llm.base import Message
@@ -110,9 +111,11 @@ class LocalPolicy(Policy, Protocol):
 
     Attributes:
         adapter: The parameter; its initial value is the empty `Adapter()`.
+        lock: Re-entrant; held while weights are used, so that nobody loads another adapter in the middle.
     """
 
     adapter: Parameter[Adapter]
+    lock: RLock
 
     def sample(
         self, prompts: Sequence[Prompt], n: int = 1, *, max_tokens: int = 48, temperature: float = 1.0, seed: int = 0

@@ -20,7 +20,7 @@ from trace_opt.errors import LLMError, ReplyError, TraceError
 from trace_opt.llm.base import LLM, Reply
 from trace_opt.optim.base import Optimizer, Outcome, Proposal, Trial
 from trace_opt.optim.proposer import Proposer
-from trace_opt.refine.calling import lock_of, saying
+from trace_opt.refine.calling import saying
 from trace_opt.refine.earning import Earned, Silent, batch_of
 from trace_opt.refine.estimators.base import Sample
 from trace_opt.refine.estimators.named import Factory, Recipe, draws_elsewhere
@@ -83,7 +83,7 @@ class Over(Optimizer):
         self.adapter: Adapter = self.policy.adapter.value
         self.updates = 0
         self.curve: list[dict[str, float]] = []
-        self._lock = lock_of(self.policy)
+        self._lock = self.policy.lock
         self._estimator: dict[str, Any] | None = None
         self._groups: list[Earned] = []
         self._drawn: dict[str, _Drawn] = {}
@@ -353,7 +353,9 @@ class _Scribe(LLM):
             asked.drawn = await asyncio.to_thread(self._draw, asked, request)
         asked.answered.add(self.turn)
         # those of one prompt are neighbours
-        return Reply(text=self._prefill + asked.drawn.texts[self.turn], model=self.name)
+        text, tokens = asked.drawn.texts[self.turn], asked.drawn.tokens[self.turn]
+        finish = "length" if len(tokens) >= self._max_tokens else "stop"
+        return Reply(text=self._prefill + text, finish=finish, model=self.name)
 
     def _draw(self, asked: _Asked, request: Request) -> Completions:
         prompt = list(request.messages)

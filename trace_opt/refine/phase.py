@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from trace_opt.core.adapter import Adapter
 from trace_opt.core.rollout import Rollouts
 from trace_opt.errors import BudgetError
-from trace_opt.refine.calling import Calls, lock_of, released, saying
+from trace_opt.refine.calling import Calls, released, saying
 from trace_opt.refine.earning import Earned, Reward, Silent, batch_of, earned, rated_of
 from trace_opt.refine.estimators.named import Recipe, is_relative
 from trace_opt.refine.guards import PolicyGuards, Watch
@@ -134,7 +134,7 @@ class Phase:
         self._scale = scale
         self._start: Adapter = policy.adapter.value
         self._now = self._start if saved is None else Adapter(saved["adapter"])
-        self._lock = lock_of(policy)
+        self._lock = policy.lock
         self._groups: list[Earned] = []
         self._calls = Calls()
 

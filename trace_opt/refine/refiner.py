@@ -14,7 +14,6 @@ from trace_opt.core.rollout import Rollouts
 from trace_opt.errors import TraceError
 from trace_opt.optim.base import Optimizer, Outcome, Proposal, Trial
 from trace_opt.optim.numeric.kept import SHRINK, PhaseStates
-from trace_opt.refine.calling import lock_of
 from trace_opt.refine.earning import Reward, Silent, batch_of, earned, rated_of
 from trace_opt.refine.estimators.base import Sample
 from trace_opt.refine.estimators.named import Factory, Recipe, draws_elsewhere, is_relative
@@ -147,7 +146,7 @@ class Refiner(Optimizer):
         rated = rated_of(rollouts)
         if not rated:
             return Proposal(reason="every task was solved at once; nothing changed")
-        with lock_of(policy):
+        with policy.lock:
             before = policy.adapter.value
             policy.load(before)
             if self._hand is None:

@@ -12,7 +12,6 @@ import inspect
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from threading import RLock
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from trace_opt.core.adapter import Adapter
@@ -141,24 +140,6 @@ def _latest(memory: Sequence[str], limit: int) -> str:
 # -- who is asked --------------------------------------------------------------------------------------------------------
 
 
-class Lock:
-    """A re-entrant lock that may be copied and sent: each copy is a lock of its own."""
-
-    __slots__ = ("_lock",)
-
-    def __init__(self) -> None:
-        self._lock = RLock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-    def __reduce__(self) -> tuple[type[Lock], tuple[()]]:
-        return Lock, ()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asking:
     """How a reflector is asked.
@@ -168,14 +149,12 @@ class Asking:
         max_tokens: Length of a reflection at most.
         temperature: At which it is drawn.
         untrained: Whether a policy answers as it did before it learned anything.
-        lock: Keeps the weights of a policy without a lock of its own.
     """
 
     reflector: Any
     max_tokens: int
     temperature: float
     untrained: bool = False
-    lock: Lock
 
     @property
     def policy(self) -> LocalPolicy | None:
@@ -211,7 +190,7 @@ class Asking:
 
     def _sampled(self, adapter: Adapter, prompt: Prompt, n: int, seed: int) -> dict[str, Any]:
         policy = cast("LocalPolicy", self.reflector)
-        with getattr(policy, "lock", self.lock):
+        with policy.lock:
             policy.load(adapter)
             drawn = policy.sample([prompt], n, max_tokens=self.max_tokens, temperature=self.temperature, seed=seed)
         return drawn.to_json()
