@@ -15,6 +15,7 @@ from trace_opt.errors import StoreError
 from trace_opt.store import lease
 from trace_opt.store.database import Database, on_network, url_of
 from trace_opt.store.rows import CandidateRow, RolloutRow, TrialRow
+from trace_opt.store.schema import VERSION
 from trace_opt.store.store import NewRun, Store, open_store
 from trace_opt.store.writer import Writer
 
@@ -259,7 +260,7 @@ def test_a_store_of_a_newer_version_is_refused_and_not_touched(store: Store, tmp
     before = (tmp_path / "runs.db").read_bytes()
     for use in (lambda s: s.runs(), lambda s: s.begin(new_run()), lambda s: s.load("last")):
         newer = Store(tmp_path / "runs.db")
-        with pytest.raises(StoreError, match="holds schema 7, this version knows 2; upgrade"):
+        with pytest.raises(StoreError, match=f"holds schema 7, this version knows {VERSION}; upgrade"):
             use(newer)
         newer.close()
     assert (tmp_path / "runs.db").read_bytes() == before
