@@ -37,7 +37,7 @@ _NAMED: dict[str, _Named] = {
     "ppo": _Named(PPO, 1e-3, _LOO),
     "grpo": _Named(GRPO, 1e-3, {}),
     "unbiased-grpo": _Named(GRPO, 1e-3, {"unbiased": True}),
-    "n-pg-igt": _Named(NPGIGT, 0.5, {**_LOO, "schedule": "inverse-sqrt", "reach": 4.0}),
+    "n-pg-igt": _Named(NPGIGT, 1.0, {**_LOO, "schedule": "inverse", "reach": 1.0}),
     "harpg": _Named(HARPG, 0.1, {**_LOO, "normalised": False}),
     "n-harpg": _Named(HARPG, 0.5, {**_LOO, "normalised": True, "schedule": "inverse-sqrt"}),
 }
