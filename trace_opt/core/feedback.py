@@ -40,7 +40,11 @@ class Feedback:
     """Not empty once `propagate` has run the backward pass of `loss`, which happens once for each Feedback."""
 
     def __post_init__(self) -> None:
-        if self.score is None or (type(self.score) is float and math.isfinite(self.score)):
+        if self.score is None:
+            return
+        if type(self.score) is float and math.isfinite(self.score):
+            if self.score == 0:  # a store has one zero, and a resumed run is to show what it showed
+                object.__setattr__(self, "score", 0.0)
             return
         if isinstance(self.score, Mapping):
             if not self.score:
@@ -85,4 +89,4 @@ def _finite(value: object, what: str) -> float:
         value = item() if callable(item) else value
     if not isinstance(value, (int, float)) or not math.isfinite(value):
         raise FeedbackError(f"{what} is {value!r}; a score must be a finite number, and a greater one is better")
-    return float(value)
+    return float(value) + 0.0  # no zero with a sign

@@ -130,7 +130,7 @@ def _score(rollout: Rollout) -> float:
 
 def _example_text(i: int, rollout: Rollout, limit: int) -> str:
     score = rollout.feedback.value
-    lines = [f"# Example {i + 1}" + ("" if score is None else f" (score {score + 0.0:.6g})")]
+    lines = [f"# Example {i + 1}" + ("" if score is None else f" (score {score:.6g})")]
     if rollout.example is not None:
         lines.append(f"Input: {literal(rollout.example, limit)}")
     lines.append(

@@ -179,8 +179,7 @@ class _Problem:
 
     def _example(self, i: int, example: _Shown, feedback: str, room: int) -> str:
         rollout = example.rollout
-        # a store has one zero, and a resumed run is to show what it showed
-        scores = ", ".join(f"{name_text(name)} {score + 0.0:.6g}" for name, score in rollout.feedback.scores.items())
+        scores = ", ".join(f"{name_text(name)} {score:.6g}" for name, score in rollout.feedback.scores.items())
         parts = [f"# Example {i + 1} of {self.total}" + (f" ({scores})" if scores else "")]
         inputs = [*self.constants.inputs(i).items(), *_context(example)]
         name, value = _output(example)
