@@ -49,19 +49,19 @@ class Wrapper:
 
     def build(self) -> Any:
         """The wrapper."""
-        is_async = inspect.iscoroutinefunction(self.fn) or inspect.iscoroutinefunction(_call_method(self.fn))
+        awaits = is_async(self.fn)
         if inspect.isgeneratorfunction(self.fn) or inspect.isasyncgenfunction(self.fn):
             body = self._stream_body()
         elif self.inline:
-            body = self._inline_body(is_async=is_async)
-        elif is_async:
+            body = self._inline_body(is_async=awaits)
+        elif awaits:
             body = self._async_body()
         else:
             body = self._sync_body()
         # Python normalizes other letters in names
         usable = self.name.isascii() and self.name.isidentifier() and not iskeyword(self.name)
         safe = self.name if usable and not self.name.startswith("_t_") else "op"
-        head = f"{'async ' if is_async else ''}def {safe}({self._declaration()}):\n"
+        head = f"{'async ' if awaits else ''}def {safe}({self._declaration()}):\n"
         names = self._names()
         source = head + body
         filename = f"<trace {self.name if self.name.isprintable() else safe}>"
@@ -227,6 +227,11 @@ class Wrapper:
             f"        return {wait}_t_fn({self._call()})",
         ]
         return "\n".join(lines) + "\n"
+
+
+def is_async(fn: Any) -> bool:
+    """Whether calling a function, or an object that can be called, gives something to await."""
+    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(_call_method(fn))
 
 
 def _call_method(fn: Any) -> Any:

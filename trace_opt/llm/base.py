@@ -229,6 +229,11 @@ def answer_of(reply: Reply, name: str) -> str:
     return reply.text
 
 
+def lead_after(started: str) -> str:
+    """What precedes a word that goes on from a text: models write it with its space, but at the very start of an answer."""
+    return " " if started and not started[-1].isspace() else ""
+
+
 def normalised(scores: Sequence[float]) -> tuple[float, ...]:
     """Log-probabilities that sum to one."""
     top = max(scores)

@@ -5,7 +5,6 @@ Every generation streams, so that a deadline or Ctrl-C ends it at the next token
 
 from __future__ import annotations
 
-import asyncio
 import math
 import threading
 from collections.abc import Mapping, Sequence
@@ -14,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from trace_opt.core.rollout import Cost
-from trace_opt.llm.base import Reply, Request, normalised
+from trace_opt.llm.base import Reply, Request, lead_after, normalised
 from trace_opt.llm.faults import UNSENT, CallError, fault
+from trace_opt.llm.loop import stoppable
 from trace_opt.llm.prices import FREE
 from trace_opt.llm.runtime import Body, Runtime, runtime_of
 from trace_opt.llm.stack import Backend
@@ -43,13 +43,7 @@ class Embedded(Backend):
     async def asend(self, request: Request) -> Reply:
         """Answer on the model's own thread."""
         runtime = runtime_of(self._path, self.name, self._adapter)
-        stop = threading.Event()
-        future = runtime.submit(lambda: _Call(runtime, self.name, request, stop).answer())
-        try:
-            return await asyncio.wrap_future(future)
-        except asyncio.CancelledError:
-            stop.set()
-            raise
+        return await stoppable(lambda stop: runtime.submit(_Call(runtime, self.name, request, stop).answer))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +87,7 @@ class _Call:
         return Reply(text="".join(text), finish=finish, cost=cost, model=self.name)
 
     def _score(self, prompt: Sequence[int], started: str) -> Reply:
-        # a model writes a word with its leading space, except at the very start of an answer
-        lead = " " if started and not started[-1].isspace() else ""
+        lead = lead_after(started)
         answers = [_printable(lead + answer, self.name) for answer in self.request.answers]
         tokens = [self.runtime.tokens(answer) for answer in answers]
         firsts = [ids[0] for ids in tokens]

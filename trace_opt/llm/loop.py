@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -24,6 +25,21 @@ _POLL_SECONDS = 0.5 if sys.platform == "win32" else None
 _CLOSE_SECONDS = 2.0
 # a transport that was told to close does so in the loop's next rounds
 _ROUNDS_TO_CLOSE = 3
+
+
+async def stoppable(start: Callable[[threading.Event], Future[T]]) -> T:
+    """What a job in another thread gives, which is told to stop where the wait for it is cancelled.
+
+    Args:
+        start: Starts the job, which looks at the event now and then.
+    """
+    stop = threading.Event()
+    job = start(stop)
+    try:
+        return await asyncio.wrap_future(job)
+    except asyncio.CancelledError:
+        stop.set()
+        raise
 
 
 class _Background:

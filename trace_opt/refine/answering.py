@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import threading
 from dataclasses import dataclass
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from trace_opt.core.adapter import Adapter
 from trace_opt.core.rollout import Cost
-from trace_opt.llm.base import Layer, Message, Reply, Request, normalised
+from trace_opt.llm.base import Layer, Message, Reply, Request, lead_after, normalised
 from trace_opt.llm.faults import UNSENT, fault
+from trace_opt.llm.loop import stoppable
 from trace_opt.refine import sampling
 from trace_opt.refine.sampling import Stopped, row_seeds
 
@@ -30,13 +30,9 @@ class Answering(Layer):
 
     async def asend(self, request: Request) -> Reply:
         """Answer on the policy's thread; giving up ends it at the next token."""
-        stop = threading.Event()
-        work = self.inner.thread.submit(_Call(self.inner, self._adapter, request, stop).answer)
-        try:
-            return await asyncio.wrap_future(work)
-        except asyncio.CancelledError:
-            stop.set()
-            raise
+        return await stoppable(
+            lambda stop: self.inner.thread.submit(_Call(self.inner, self._adapter, request, stop).answer)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,16 +92,10 @@ class _Call:
         started = (
             last["content"] if request.raw or policy.raw or last["role"] == "assistant" else ""
         ) + request.prefill
-        # a word that follows a text is written with its space, at the start of an answer without
-        lead = " " if started and not started[-1].isspace() else ""
+        lead = lead_after(started)
         answers = [policy.tokenizer.encode(lead + answer, add_special_tokens=False) for answer in request.answers]
         policy.check_length(len(ids), max(map(len, answers)))
-        longest = max(map(len, answers))
-        tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in answers], device=policy.device)
-        mask = (
-            torch.arange(longest, device=policy.device)
-            < torch.tensor(list(map(len, answers)), device=policy.device)[:, None]
-        )
+        tokens, mask = sampling.padded(answers, policy.device)
         with torch.no_grad(), policy.lora.instead(self.adapter):
             rows = torch.zeros(len(answers), dtype=torch.long)
             found = sampling.score(

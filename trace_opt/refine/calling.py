@@ -6,26 +6,9 @@ import asyncio
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
-
-from trace_opt.core.context import in_force
-
-if TYPE_CHECKING:
-    from trace_opt.core.adapter import Adapter
-    from trace_opt.refine.local import LocalPolicy
+from typing import Any, TypeVar
 
 T = TypeVar("T")
-
-
-@contextmanager
-def saying(policy: LocalPolicy, adapter: Adapter) -> Generator[None]:
-    """Let a policy answer with an adapter within the block; called under its lock.
-
-    Some answer with the value in force, others with the weights as they stand: both are the adapter's.
-    """
-    policy.load(adapter)
-    with in_force({policy.adapter.name: adapter}):
-        yield
 
 
 @contextmanager

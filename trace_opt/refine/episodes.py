@@ -13,7 +13,6 @@ Sources: Reflexion (arXiv 2303.11366), Retroformer (arXiv 2308.02151).
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from trace_opt.core.feedback import Feedback, Guide
 from trace_opt.core.parameter import Parameter
+from trace_opt.core.wrapper import is_async
 from trace_opt.errors import ProblemError
 from trace_opt.refine.controls import Others, controls_of
 from trace_opt.refine.outcomes import Episode, Rated
@@ -126,7 +126,7 @@ class Episodes:
     @property
     def is_async(self) -> bool:
         """Whether calling it gives something to await."""
-        return any(_awaits(part) for part in (self.attempt, self.reflector, self.guide))
+        return any(is_async(part) for part in (self.attempt, self.reflector, self.guide))
 
     @property
     def asking(self) -> Asking:
@@ -179,11 +179,6 @@ class Episodes:
     def margins(self) -> dict[str, float]:
         """For `optimize`: what `scored` says besides "return" is reported and decides nothing."""
         return {f"solved after {n}": math.inf for n in range(1, self.attempts + 1)}
-
-
-def _awaits(part: Any) -> bool:
-    # an op that is async has an async wrapper; the method of an object is asked about, not whether it can be called
-    return inspect.iscoroutinefunction(part) or inspect.iscoroutinefunction(getattr(part, "__call__", None))  # noqa: B004
 
 
 def _whole(name: str, value: Any, least: int) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from trace_opt.refine.sampling import padded
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -23,13 +25,10 @@ def last_states(model: Any, texts: Sequence[Sequence[int]]) -> Tensor:
     import torch
 
     device: torch.device = model.get_input_embeddings().weight.device
-    longest = max(map(len, texts))
     # padding on the right comes after all that is read, so it changes nothing
-    ids = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts], device=device)
-    ends = torch.tensor([len(text) - 1 for text in texts], device=device)
-    places = torch.arange(longest, device=device)
+    ids, mask = padded(texts, device)
     said = model.base_model(
-        input_ids=ids, attention_mask=(places <= ends[:, None]).long(), position_ids=places.expand(len(texts), -1),
-        use_cache=False,
+        input_ids=ids, attention_mask=mask.long(),
+        position_ids=torch.arange(ids.shape[1], device=device).expand(len(texts), -1), use_cache=False,
     )  # fmt: skip
-    return said.last_hidden_state[torch.arange(len(texts), device=device), ends]
+    return said.last_hidden_state[torch.arange(len(texts), device=device), mask.sum(1) - 1]

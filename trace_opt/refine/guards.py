@@ -11,12 +11,12 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from trace_opt.refine.estimators.base import divergence, k3
+from trace_opt.refine.local import as_json, kept
 
 if TYPE_CHECKING:
-    from trace_opt.llm.base import Message
     from trace_opt.refine.batch import Batch
     from trace_opt.refine.local import Completions, LocalPolicy, Prompt
 
@@ -130,7 +130,7 @@ class Watch:
             if said:
                 self.objections[said] = self.objections.get(said, 0) + 1
         for prompt in completions.prompts:
-            text = json.dumps(prompt if isinstance(prompt, str) else [dict(message) for message in prompt])
+            text = json.dumps(as_json(prompt))
             self.prompts = [*[known for known in self.prompts if known != text][1 - _MOST :], text]
         self.longest = max([self.longest, *map(len, completions.tokens)])
         self.temperature = completions.temperature
@@ -232,5 +232,4 @@ def exact(text: str, labels: Sequence[str]) -> float:
 
 
 def _prompt(text: str) -> Prompt:
-    data: Any = json.loads(text)
-    return data if isinstance(data, str) else tuple(cast("list[Message]", data))
+    return kept(json.loads(text))

@@ -25,6 +25,27 @@ Prompt = str | Sequence[Message]
 """What a policy answers: a text, which is one user message, or a conversation."""
 
 
+def messages_of(prompt: Prompt) -> list[dict[str, Any]]:
+    """A prompt as messages that may be changed."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(message) for message in prompt]
+
+
+def with_system(messages: Sequence[Message], system: str) -> list[Message]:
+    """Messages with a system message before them, unless they have one or it is ""."""
+    has_one = bool(messages) and messages[0]["role"] in ("system", "developer")
+    return list(messages) if has_one or not system else [{"role": "system", "content": system}, *messages]
+
+
+def kept(prompt: Prompt) -> Prompt:
+    """A prompt that no caller's list can change."""
+    return prompt if isinstance(prompt, str) else tuple(prompt)
+
+
+def as_json(prompt: Prompt) -> str | list[dict[str, Any]]:
+    """A prompt as plain data; `kept` gives it back."""
+    return prompt if isinstance(prompt, str) else [dict(message) for message in prompt]
+
+
 @dataclass(frozen=True, slots=True)
 class Completions:
     """What a policy said to some prompts, each row one completion.
@@ -90,7 +111,7 @@ class Completions:
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers; `of_json` gives the completions back exactly."""
         return {
-            "prompts": [p if isinstance(p, str) else [dict(message) for message in p] for p in self.prompts],
+            "prompts": [as_json(prompt) for prompt in self.prompts],
             "prompt": list(self.prompt), "texts": list(self.texts), "tokens": [list(row) for row in self.tokens],
             "log_probs": [list(row) for row in self.log_probs], "temperature": self.temperature,
         }  # fmt: skip
@@ -100,7 +121,7 @@ class Completions:
         """The completions of `to_json`."""
         prompts = cast("list[str | list[Message]]", data["prompts"])
         return cls(
-            tuple(p if isinstance(p, str) else tuple(p) for p in prompts), tuple(data["prompt"]), tuple(data["texts"]),
+            tuple(map(kept, prompts)), tuple(data["prompt"]), tuple(data["texts"]),
             tuple(tuple(row) for row in data["tokens"]), tuple(tuple(row) for row in data["log_probs"]),
             data["temperature"],
         )  # fmt: skip

@@ -20,7 +20,6 @@ from trace_opt.errors import LLMError, ReplyError, TraceError
 from trace_opt.llm.base import LLM, Reply
 from trace_opt.optim.base import Optimizer, Outcome, Proposal, Trial
 from trace_opt.optim.proposer import Proposer
-from trace_opt.refine.calling import saying
 from trace_opt.refine.earning import Earned, Silent, batch_of
 from trace_opt.refine.estimators.base import Sample
 from trace_opt.refine.estimators.named import Factory, Recipe, draws_elsewhere
@@ -362,7 +361,8 @@ class _Scribe(LLM):
         if self._prefill:
             prompt.append({"role": "assistant", "content": self._prefill})
         limit = min(self._max_tokens, request.max_tokens)
-        with self._lock, saying(self._policy, asked.adapter):
+        with self._lock:
+            self._policy.load(asked.adapter)
             return self._policy.sample(
                 [tuple(prompt)], asked.n, max_tokens=limit, temperature=self._temperature, seed=asked.seed
             )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from trace_opt.core.adapter import Adapter
 from trace_opt.core.rollout import Rollouts
 from trace_opt.errors import BudgetError
-from trace_opt.refine.calling import Calls, released, saying
+from trace_opt.refine.calling import Calls, released
 from trace_opt.refine.earning import Earned, Reward, Silent, batch_of, earned, rated_of
 from trace_opt.refine.estimators.named import Recipe, is_relative
 from trace_opt.refine.guards import PolicyGuards, Watch
@@ -178,10 +178,10 @@ class Phase:
 
     def _verdict(self) -> tuple[dict[str, Any], list[str]]:
         with self._lock:
-            with saying(self.policy, self._start):
-                before = self.watch.openings(self.policy)
-            with saying(self.policy, self._now):
-                return self.watch.verdict(self.refining.guards, self.policy, before)
+            self.policy.load(self._start)
+            before = self.watch.openings(self.policy)
+            self.policy.load(self._now)
+            return self.watch.verdict(self.refining.guards, self.policy, before)
 
     async def _update(self, estimator: Estimator, tasks: Iterator[list[Any]]) -> None:
         """Draw, and learn from it where there is anything to learn."""

@@ -27,7 +27,7 @@ from trace_opt.refine.answering import Answering
 from trace_opt.refine.batch import Batch
 from trace_opt.refine.features import last_states
 from trace_opt.refine.loading import Base, load_base, source_of
-from trace_opt.refine.local import Completions, Prompt
+from trace_opt.refine.local import Completions, Prompt, kept, messages_of, with_system
 from trace_opt.refine.lora import Lora
 from trace_opt.refine.sampling import Draws, row_seeds
 
@@ -186,7 +186,7 @@ class TrainablePolicy(LLM):
         read, said = sum(map(len, ids)), sum(map(len, drawn.tokens))
         charge(calls=len(rows), tokens_in=read, tokens_out=said)
         return Completions(
-            tuple(_kept(prompt) for prompt in prompts), tuple(rows), tuple(texts),
+            tuple(kept(prompt) for prompt in prompts), tuple(rows), tuple(texts),
             tuple(map(tuple, drawn.tokens)), tuple(map(tuple, drawn.log_probs)), float(temperature),
         )  # fmt: skip
 
@@ -200,7 +200,7 @@ class TrainablePolicy(LLM):
             end: int = self.tokenizer.eos_token_id
             tokens = [(*self.tokenizer.encode(text, add_special_tokens=False), end) for _, text in pairs]
         return Completions(
-            tuple(_kept(prompt) for prompt, _ in pairs), tuple(range(len(pairs))), tuple(text for _, text in pairs),
+            tuple(kept(prompt) for prompt, _ in pairs), tuple(range(len(pairs))), tuple(text for _, text in pairs),
             tuple(tokens), tuple(() for _ in pairs), 1.0,
         )  # fmt: skip
 
@@ -216,12 +216,7 @@ class TrainablePolicy(LLM):
         if len(returns) != len(completions):
             raise ValueError(f"batch got {len(completions)} completions and {len(returns)} returns; give one for each")
         with self.lock, torch.no_grad():
-            longest = max(map(len, completions.tokens))
-            pad = self.tokenizer.pad_token_id or 0
-            padded = [[*row, *[pad] * (longest - len(row))] for row in completions.tokens]
-            tokens = torch.tensor(padded, device=self.device)
-            lengths = torch.tensor(list(map(len, completions.tokens)), device=self.device)
-            mask = torch.arange(longest, device=self.device) < lengths[:, None]
+            tokens, mask = sampling.padded(completions.tokens, self.device, self.tokenizer.pad_token_id or 0)
             made = Batch(
                 actions={"tokens": tokens, "temperature": torch.full((len(tokens),), completions.temperature, device=self.device)},
                 rewards=torch.zeros(mask.shape, device=self.device), mask=mask,
@@ -297,7 +292,7 @@ class TrainablePolicy(LLM):
         Raises:
             LLMError: the model has no chat template, or its template refuses these messages.
         """
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
+        messages = messages_of(prompt)
         for message in messages:
             if not isinstance(message.get("content"), str):
                 raise CallError(
@@ -321,8 +316,7 @@ class TrainablePolicy(LLM):
     def _rendered(self, messages: Sequence[Message]) -> str:
         if not self.tokenizer.chat_template:
             raise fault(self.name, "request", "has no chat template; make the policy with raw=True", spent=UNSENT)
-        if self.system and not (messages and messages[0]["role"] in ("system", "developer")):
-            messages = [{"role": "system", "content": self.system}, *messages]
+        messages = with_system(messages, self.system)
         from jinja2 import TemplateError
 
         try:
@@ -392,7 +386,3 @@ class TrainablePolicy(LLM):
                 self.name, "too_long", f"has a context of {room} tokens; the prompt has {prompt}, the answer up to {answer}",
                 spent=UNSENT,
             )  # fmt: skip
-
-
-def _kept(prompt: Prompt) -> Prompt:
-    return prompt if isinstance(prompt, str) else tuple(prompt)

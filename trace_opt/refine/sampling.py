@@ -163,6 +163,25 @@ def score(
     return _log_prob(logits, tokens) * mask
 
 
+def padded(rows: Sequence[Tokens], device: torch.device | str, pad: int = 0) -> tuple[Tensor, Tensor]:
+    """Token ids as one tensor, padded on the right.
+
+    Args:
+        rows: At least one, with at least one token in one of them.
+        device: Where they are to be.
+        pad: What stands where a row has ended.
+
+    Returns:
+        The tokens and a bool for each that there is, shape `[n, T]`.
+    """
+    import torch
+
+    longest = max(map(len, rows))
+    tokens = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows], device=device)
+    lengths = torch.tensor(list(map(len, rows)), device=device)
+    return tokens, torch.arange(longest, device=device) < lengths[:, None]
+
+
 def listed(tensor: Tensor) -> list[Any]:
     """The numbers of a tensor."""
     return cast("Any", tensor).tolist()

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from trace_opt.core.codec import content_hash
 from trace_opt.refine import checkpoint as files
-from trace_opt.refine.estimators.base import length
+from trace_opt.refine.estimators.base import length, stepped
+from trace_opt.refine.local import as_json
 
 if TYPE_CHECKING:
     import torch
@@ -45,8 +46,7 @@ class Pair:
 
     def to_json(self) -> list[Any]:
         """Plain data that is equal for equal pairs only."""
-        prompt = self.prompt if isinstance(self.prompt, str) else [dict(message) for message in self.prompt]
-        return [prompt, self.completion, self.gain]
+        return [as_json(self.prompt), self.completion, self.gain]
 
 
 class Supervised(ABC):
@@ -137,11 +137,7 @@ class Supervised(ABC):
         found = torch.autograd.grad(loss, self._weights, materialize_grads=True, allow_unused=True)
         norm = length(found)
         shrink = 1.0 if self.clip is None or norm <= self.clip else self.clip / norm
-        for weight, slope in zip(self._weights, found, strict=True):
-            weight.grad = slope * shrink
-        self._stepper.step()
-        for weight in self._weights:
-            weight.grad = None
+        stepped(self._stepper, self._weights, found, shrink)
         self.losses.append(float(loss.detach()))
         return self.losses[-1]
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import importlib
-import inspect
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,10 +21,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from trace_opt.core.adapter import Adapter
 from trace_opt.core.context import in_force
+from trace_opt.core.wrapper import is_async
 from trace_opt.errors import ProblemError
 from trace_opt.refine.episodes import Episodes
 from trace_opt.refine.loading import PROJECTIONS, load_base
-from trace_opt.refine.local import Completions, Prompt
+from trace_opt.refine.local import Completions, Prompt, kept, messages_of, with_system
 from trace_opt.refine.rating import gains_of
 from trace_opt.refine.reflecting import driven, seed_of
 from trace_opt.refine.trying import Trying
@@ -136,7 +136,7 @@ def rows(prompts: Sequence[Prompt], *, raw: bool, system: str) -> list[dict[str,
         raise ValueError("there is no prompt to train on; give at least one")
     found: list[dict[str, Any]] = []
     for index, prompt in enumerate(prompts):
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
+        messages = messages_of(prompt)
         if raw:
             found.append({"prompt": "".join(message["content"] for message in messages), "index": index})
             continue
@@ -144,9 +144,7 @@ def rows(prompts: Sequence[Prompt], *, raw: bool, system: str) -> list[dict[str,
             raise ValueError(
                 f"prompt {index} ends with words of the assistant, which TRL does not continue; leave them out"
             )
-        if system and messages[0]["role"] not in ("system", "developer"):
-            messages = [{"role": "system", "content": system}, *messages]
-        found.append({"prompt": messages, "index": index})
+        found.append({"prompt": with_system(messages, system), "index": index})
     return found
 
 
@@ -170,7 +168,7 @@ def reward_function(prompts: Sequence[Prompt], reward: Reward) -> Callable[..., 
             raise ValueError(f"the reward gave {found!r:.80} for {count} completions; give a finite number for each")
         return found
 
-    if inspect.iscoroutinefunction(reward) or inspect.iscoroutinefunction(getattr(reward, "__call__", None)):  # noqa: B004
+    if is_async(reward):
 
         async def asked(**given: Any) -> list[float]:
             completions = completed(given)
@@ -237,7 +235,7 @@ async def _asked(episodes: Episodes, task: Any, seed: int) -> Prompt | None:
         if value is not None and value >= episodes.solved:
             return None
         prompt: Prompt = trying.hindsight(output, [])
-    return prompt if isinstance(prompt, str) else tuple(prompt)
+    return kept(prompt)
 
 
 def _weights(trainer: Any) -> dict[str, Any]:

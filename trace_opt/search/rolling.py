@@ -7,7 +7,6 @@ misuse of tracing, a spent budget and a key that does not work.
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import cache, lru_cache
@@ -20,6 +19,7 @@ from trace_opt.core.feedback import Feedback, Guide
 from trace_opt.core.node import Failure
 from trace_opt.core.rollout import Cost, Rollout
 from trace_opt.core.tracer import plain, record
+from trace_opt.core.wrapper import is_async
 from trace_opt.errors import FeedbackError, OpError
 from trace_opt.llm.meter import charging
 from trace_opt.search.executors import GRACE_S
@@ -303,11 +303,6 @@ def _are_awaited(kind: type) -> bool:
 
 async def _awaited(work: Awaitable[Any]) -> Any:
     return await work
-
-
-def is_async(fn: Any) -> bool:
-    """Whether calling a function gives something to await."""
-    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004 # the method itself is asked about
 
 
 def done(

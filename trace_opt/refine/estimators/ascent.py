@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from trace_opt.refine.estimators.base import Estimator, length
+from trace_opt.refine.estimators.base import Estimator, length, stepped
 from trace_opt.refine.estimators.schedules import Schedule, checked, factor
 
 if TYPE_CHECKING:
@@ -51,11 +51,7 @@ class Ascent(Estimator):
         elif self.clip is not None and norm > self.clip:
             shrink = self.clip / norm
         self._stepper.set_lr(factor(self.schedule, self.updates))
-        for weight, up in zip(self.weights, direction, strict=True):
-            weight.grad = up * -shrink
-        self._stepper.step()
-        for weight in self.weights:
-            weight.grad = None
+        stepped(self._stepper, self.weights, direction, -shrink)
         return norm
 
     def state_dict(self) -> dict[str, Any]:

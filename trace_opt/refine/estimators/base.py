@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from trace_opt.optim.numeric.stepper import Stepper
     from trace_opt.refine.batch import Batch, Policy
 
 Draw = Callable[[], "Batch"]
@@ -190,6 +191,22 @@ def k3(said: Tensor, reference: Tensor) -> Tensor:
 def length(direction: Sequence[Tensor]) -> float:
     """The Euclidean length of a direction over all tensors."""
     return math.sqrt(math.fsum(float((d.double() ** 2).sum()) for d in direction))
+
+
+def stepped(stepper: Stepper, weights: Sequence[Tensor], slopes: Sequence[Tensor], scale: float) -> None:
+    """Let an optimizer make one step down slopes; no gradient is left behind.
+
+    Args:
+        stepper: Over these weights.
+        weights: What it moves, in place.
+        slopes: One for each.
+        scale: What they are multiplied by; negative climbs.
+    """
+    for weight, slope in zip(weights, slopes, strict=True):
+        weight.grad = slope * scale
+    stepper.step()
+    for weight in weights:
+        weight.grad = None
 
 
 @contextmanager
