@@ -14,11 +14,10 @@ import argparse
 import json
 import random
 import statistics
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
-from harness import save
+from harness import module_at, save
 
 from trace_opt import Budget
 from trace_opt.core.context import in_force
@@ -108,12 +107,7 @@ def main() -> None:
     problem = load_problem(FILE, {"boards": str(boards)})
     llm = scripted()
     run = problem.optimize(model=llm, budget=Budget(trials=len(SCRIPT)), store=None)
-    spec = spec_from_file_location("battleship_problem", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    game = module_from_spec(spec)
-    __import__("sys").modules[spec.name] = game
-    spec.loader.exec_module(game)
+    game = module_at(FILE)
     policies = {
         "start (random, may repeat)": {}, "random, never repeats": {"act": ARGMAX}, "parity": {"reason": PARITY, "act": ARGMAX},
         "parity and targets": {"reason": HUNT, "act": ARGMAX}, "found": run.best,

@@ -15,11 +15,10 @@ import argparse
 import random
 import tempfile
 import time
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
-from harness import save
+from harness import module_at, save
 
 from trace_opt import Budget, TrainablePolicy, connect, evaluate, export_adapter, fine_tune
 from trace_opt.problem import load_problem
@@ -28,16 +27,6 @@ from trace_opt.refine.supervised import Pair
 FILE = Path(__file__).parents[1] / "graphs" / "doors.py"
 ROOMS, COLOURS, ATTEMPTS = 2, 3, 4
 PAIRS, EPOCHS, SEED = 96, 2, 0
-
-
-def doors() -> Any:
-    """The module of the problem."""
-    spec = spec_from_file_location("doors_problem", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def told(summary: Any) -> dict[str, list[float]]:
@@ -87,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
-    module = doors()
+    module = module_at(FILE)
     exact = [round(module.success(ROOMS, COLOURS, n), 4) for n in range(1, ATTEMPTS + 1)]
     alone = [round(module.success_without(ROOMS, COLOURS, n), 4) for n in range(1, ATTEMPTS + 1)]
     figures: dict[str, Any] = {"exact, best reflections": exact, "exact, none": alone, **trained("table")}

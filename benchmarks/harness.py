@@ -12,6 +12,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,17 @@ def minima(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, floa
 def exponent(sizes: tuple[int, int], seconds: tuple[float, float]) -> float:
     """The power of size that time grows with between two sizes."""
     return math.log(seconds[1] / seconds[0]) / math.log(sizes[1] / sizes[0])
+
+
+def module_at(path: Path) -> Any:
+    """The module of a file in agents/ or graphs/, for what its problem does not show."""
+    spec = spec_from_file_location(f"{path.stem}_problem", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[module.__name__] = module  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    return module
 
 
 def save(name: str, figures: Mapping[str, Any], *, seeds: list[int] | None = None) -> None:

@@ -15,11 +15,10 @@ import random
 import statistics
 import time
 from collections.abc import Sequence
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
-from harness import save
+from harness import module_at, save
 
 from trace_opt import Budget, Categorical, ZerothOrder, evaluate, optimize
 from trace_opt.core.parameter import Parameter
@@ -47,17 +46,7 @@ class RandomSearch(Optimizer):
         return Proposal({p.name: rng.uniform(traffic.SHORTEST, traffic.LONGEST) for p in parameters})
 
 
-def loaded() -> Any:
-    """The problem file, as a module whose simulator can be counted."""
-    spec = spec_from_file_location("traffic_problem", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-traffic = loaded()
+traffic = module_at(FILE)  # its simulator is counted
 
 
 class Counted:
