@@ -14,7 +14,7 @@ HERE = Path(__file__).parent / "typing"
 ROOT = Path(__file__).parents[1]
 CHECKERS = {
     "pyright": ["-m", "pyright", "--pythonpath", sys.executable],
-    "mypy": ["-m", "mypy", "--strict", "--no-incremental", "--follow-imports=silent", "--cache-dir=/dev/null"],
+    "mypy": ["-m", "mypy", "--config-file", str(HERE / "mypy.ini")],
 }
 
 
