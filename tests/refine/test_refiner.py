@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import subprocess
 import sys
 from collections.abc import Callable
@@ -161,6 +162,35 @@ def test_a_reward_of_ones_own_takes_the_place_of_the_change_of_return() -> None:
     run = agent.optimize(Refiner(agent.policy, updates=8, lr=0.5, reward=reward), search=Greedy(gate=None))
     assert seen
     assert agent.policy.chances(run.best["table"])[:, 3].min() > 0.5
+
+
+def test_with_a_reward_no_attempts_need_be_paid_for_to_tell_what_reflections_are_worth() -> None:
+    """The same training and the same adapter with pairs=0, for the episodes' own attempts alone; by itself it is refused."""
+
+    def reward(completions: Any) -> list[float]:
+        return [float(text == "hm") for text in completions.texts]
+
+    def trained(pairs: int) -> tuple[Any, int]:
+        agent = Agent.of(table(), pairs=pairs)
+        attempts = 0
+        made = agent.episodes.attempt
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            nonlocal attempts
+            attempts += 1
+            return made(*args, **kwargs)
+
+        functools.update_wrapper(counted, made)
+        agent = replace(agent, episodes=replace(agent.episodes, attempt=counted))
+        run = agent.optimize(Refiner(agent.policy, updates=4, lr=0.5, reward=reward), search=Greedy(gate=None))
+        return run.best["table"], attempts
+
+    (paid, many), (free, few) = trained(3), trained(0)
+    assert paid == free
+    assert many > 2 * few
+    agent = Agent.of(table(), pairs=0)
+    with pytest.raises(TraceError, match=r"drawn with pairs=0.*give Episodes\(pairs=...\) of at least 1, or Refiner"):
+        agent.optimize(Refiner(agent.policy, updates=1))
 
 
 def test_labels_are_matched_exactly() -> None:

@@ -68,7 +68,7 @@ def replay(store: Store, run: str = "last") -> list[Experience]:
         if record.candidate < -1 or not is_episode(record.output):
             continue
         episode = Episode.of(record.output)
-        if episode.rated:
+        if any(rated.gains for rated in episode.rated):
             found += _paired(record, episode)
         elif record.repeat == 0:  # one graph is kept for all repeats, that of the first
             text = store.graph(identity, record.candidate, record.example)

@@ -59,7 +59,7 @@ def earned(
         entropy: What a nat of a completion's surprise earns besides.
 
     Raises:
-        TraceError: labels are needed and missing.
+        TraceError: labels are needed and missing, or nothing says what the completions were worth.
     """
     raw = [_raw(one, reward) for one in rated]
     objections = [[guards.objection(text) for text in one.completions.texts] for one in rated]
@@ -78,6 +78,11 @@ def earned(
 
 def _raw(rated: Rated, reward: Reward) -> list[float]:
     if reward is None:
+        if len(rated.gains) != len(rated.completions.texts):
+            raise TraceError(
+                "reflections were drawn with pairs=0, so nothing says what they were worth; give Episodes(pairs=...) of at "
+                "least 1, or Refiner(reward=...)"
+            )
         return list(rated.gains)
     if callable(reward):
         return [float(value) for value in reward(rated.completions)]

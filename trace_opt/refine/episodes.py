@@ -67,7 +67,8 @@ class Episodes:
         instruction: What the reflector is to do; a Parameter is tuned like any other text.
         render: Writes the reflector's prompt in place of the default (`reflecting.Hindsight`).
         completions: How many reflections a training rollout draws at each step.
-        pairs: How many attempts with each of them, and without, tell what it is worth.
+        pairs: How many attempts with each of them, and without, tell what it is worth; 0 where a reward does
+            (`Refiner(reward=...)`), for none is then paid for.
         labels: `(task) -> texts` that would be right reflections, where that is known; handed on to those who reward.
         untrained: Of a control: a policy answers as it did before it learned anything.
         others: Of a control: reflections are those on another task's attempts.
@@ -96,7 +97,7 @@ class Episodes:
     adapter: Parameter[Adapter] | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name, least in (("attempts", 1), ("completions", 1), ("pairs", 1), ("max_tokens", 1)):
+        for name, least in (("attempts", 1), ("completions", 1), ("pairs", 0), ("max_tokens", 1)):
             _whole(name, getattr(self, name), least)
         if self.memory is not None:
             _whole("memory", self.memory, 1)

@@ -16,7 +16,7 @@ class Rated:
     Attributes:
         completions: Reflections drawn for one prompt; the first is the one that the episode went on with.
         gains: Of each, the change of return: mean return of attempts with it less that of attempts without it, on the
-            same seeds.
+            same seeds. Empty where none were made.
         baseline: Mean return of the attempts without.
         attempt: The number of the attempt that they look back on, from 1.
         labels: Texts that would have been right, where the task knows them; for exact-match rewards.

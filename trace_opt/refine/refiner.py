@@ -51,7 +51,7 @@ class Refiner(Optimizer):
         kl: Price of a nat of divergence from the base model, token by token.
         entropy: What a nat of a completion's surprise earns.
         reward: What completions earn in the place of the change of return: a function `(completions) -> rewards`, such as
-            a reward model, or "exact": 1 for one of the labels.
+            a reward model, or "exact": 1 for one of the labels. `Episodes(pairs=0)` then saves the attempts that tell.
         guards: What the policy is held to.
         patience: Updates in a row without anything to learn from after which a phase ends.
         checkpoint_every: Updates after which a phase under way is committed.

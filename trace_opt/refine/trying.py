@@ -245,10 +245,13 @@ class Trying:
         of = self.of
         drawn = Completions.of_json(said)
         texts = [joined(recalled([*reflections, text.strip()], of.memory)) for text in drawn.texts]
-        gains, baseline = await gains_of(
-            self._return, texts, joined(reflections), pairs=of.pairs, seed=seed_of(self.base, "gain", self.number),
-            together=of.is_async,
-        )  # fmt: skip
+        gains: list[float] = []
+        baseline = 0.0
+        if of.pairs:
+            gains, baseline = await gains_of(
+                self._return, texts, joined(reflections), pairs=of.pairs, seed=seed_of(self.base, "gain", self.number),
+                together=of.is_async,
+            )  # fmt: skip
         labels = () if of.labels is None else tuple(of.labels(self.task))
         return Rated(
             completions=drawn, gains=tuple(gains), baseline=baseline, attempt=self.number, labels=labels
