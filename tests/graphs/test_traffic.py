@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import sys
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -49,6 +51,29 @@ def test_both_engines_of_the_simulator_give_the_same_delays(traffic: Any) -> Non
     compiled = traffic.simulated(31.0, 12.5, 0)
     assert traffic.simulated(31.0, 12.5, 0, compiled=False) == pytest.approx(compiled, abs=1e-9)
     assert traffic.simulated(31.0, 12.5, 0) == compiled
+
+
+@with_uxsim
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_simulation_that_is_over_holds_no_memory(
+    traffic: Any, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its world goes without the collector, which would let hundreds of them pile up beside a large graph."""
+    made: list[weakref.ref[Any]] = []
+    world = traffic.world()
+
+    def watched(**options: Any) -> Any:
+        found = world(**options)
+        made.append(weakref.ref(found.VEHICLES))
+        return found
+
+    monkeypatch.setattr(traffic, "world", lambda: watched)
+    gc.disable()
+    try:
+        traffic.simulated(30.0, 12.0, 1, compiled=compiled)
+        assert [ref() for ref in made] == [None]
+    finally:
+        gc.enable()
 
 
 @with_uxsim
