@@ -323,6 +323,7 @@ def test_a_reflection_turns_the_next_attempt_right() -> None:
     )
     assert problem.guide(problem.workflow(task), task).score == {
         "return": 1.0, "solved after 1": 0.0, "solved after 2": 1.0, "solved after 3": 1.0,
+        "attempts without error": 1.0,
     }  # fmt: skip
 
 

@@ -183,3 +183,17 @@ def test_a_run_keeps_an_adapter_once_and_gives_it_back(tmp_path: Path) -> None:
     assert saved.best["policy"].data == large.data
     run.apply()
     assert parameter.value == large
+
+
+def test_settings_go_with_the_tensors() -> None:
+    """Numbers of one set give the same bytes in any order, and others other ones; an adapter without them is as it was."""
+    tensors, settings = {"a": torch.ones(2)}, {"alpha": 0.1, "beta": 2.0}
+    made = Adapter.of(tensors, settings)
+    assert made == Adapter.of(tensors, dict(reversed(settings.items())))
+    assert made.settings == settings
+    assert torch.equal(made.tensors()["a"], tensors["a"])
+    plain = Adapter.of(tensors)
+    assert plain.settings == Adapter().settings == {}
+    assert len({made, plain, Adapter.of(tensors, {"alpha": 0.2})}) == 3
+    with pytest.raises(ValueError, match=r"holds no safetensors .*; give Adapter.of\(tensors\)"):
+        _ = Adapter(b"no safetensors").settings

@@ -20,7 +20,7 @@ from trace_opt.core.graph import Graph
 from trace_opt.core.parameter import Parameter
 from trace_opt.core.propagate import propagate
 from trace_opt.core.tracer import plain, record, trace
-from trace_opt.errors import BudgetError, ProblemError, TraceError
+from trace_opt.errors import BudgetError, LLMError, ProblemError, TraceError
 from trace_opt.llm.base import Reply
 from trace_opt.llm.connect import connect
 from trace_opt.llm.meter import metering
@@ -304,7 +304,9 @@ def test_scores_say_after_which_attempt_it_was_solved() -> None:
     agent = Episodes(attempt, None, guide=guide, attempts=3)
     episode = Episode(returns=(0.0, 0.5, 1.0), reflections=("", ""), texts=("a", "", "c"), attempts=3)
     said = agent.scored(episode.to_json())
-    assert said.scores == {"return": 1.0, "solved after 1": 0.0, "solved after 2": 0.0, "solved after 3": 1.0}
+    assert said.scores == {"return": 1.0, "solved after 1": 0.0, "solved after 2": 0.0, "solved after 3": 1.0} | {
+        "attempts without error": 1.0
+    }
     assert said.value == 1.0
     assert said.text == "attempt 1: return 0, a\nattempt 2: return 0.5\nattempt 3: return 1, c"
     assert set(agent.margins) == set(said.scores) - {"return"}
@@ -319,6 +321,7 @@ def test_scores_say_after_which_attempt_it_was_solved() -> None:
         ({"tokens": 20}, "tokens is 20"),
         ({"reflector": "gpt"}, "the reflector is 'gpt'"),
         ({"attempt": None}, "the attempt is None"),
+        ({"labels": ["go left"]}, r"labels is \['go left'\]; pass a function"),
     ],
 )
 def test_what_makes_no_sense_is_refused(options: dict[str, Any], says: str) -> None:
@@ -570,3 +573,57 @@ def test_an_episode_is_the_same_after_json_and_the_store(returns: list[float], t
     assert Episode.of(json.loads(json.dumps(episode.to_json()))) == episode
     assert Episode.of(decode(json.loads(json.dumps(encode(episode.to_json()))))) == episode
     assert Episode.of(episode) is episode
+
+
+# -- what would be lost without a word -----------------------------------------------------------------------------------
+
+
+def test_an_async_attempt_that_raises_has_no_output() -> None:
+    """Neither its coroutine nor what it awaited is shown to the reflector or kept."""
+    shown: list[Any] = []
+
+    async def broken(question: str, reflection: str) -> str:
+        await asyncio.sleep(0)
+        raise RuntimeError("the door is locked")
+
+    def render(task: Any, graph: Any, output: Any, feedback: Any, memory: Any) -> str:
+        shown.append(output)
+        return "why?"
+
+    agent = Episodes(broken, lambda _: "go left", guide=guide, attempts=2, render=render)
+    output = asyncio.run(agent({"question": "where?"}))
+    assert (output["outputs"], shown) == ([None, None], [None])
+    assert agent.scored(output).scores["attempts without error"] == 0.0  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("attempt", "says"),
+    [
+        (lambda question, hint: "", "takes 'question' of the task by name.*call that argument 'reflection'"),
+        (lambda reflection, task: "", "first argument of .* is 'reflection'.*put the task first"),
+    ],
+)
+def test_an_attempt_that_would_be_handed_its_own_answer_is_refused(attempt: Any, says: str) -> None:
+    """A whole task in the place of one of its keys would show the answer; a task in the place of a reflection is none."""
+    with pytest.raises(ProblemError, match=says):
+        Episodes(attempt, None, guide=guide, attempts=1)({"question": "2 + 2?", "answer": "4"})
+
+
+def test_an_argument_order_with_the_reflection_first_is_bound_by_name() -> None:
+    agent = Episodes(lambda reflection, question: f"{question}{reflection}", None, guide=guide, attempts=1)
+    assert agent({"question": "2 + 2?", "answer": "4"})["outputs"] == ["2 + 2?"]
+
+
+@pytest.mark.parametrize(("kind", "fails"), [("connection", True), ("server", True), ("too_long", False)])
+def test_an_outage_fails_the_rollout_and_not_the_attempt(kind: Any, fails: bool) -> None:
+    """A server that is down would else count as what the reflection was worth."""
+
+    def asked(task: str, reflection: str) -> str:
+        raise LLMError("no answer", kind=kind)
+
+    agent = Episodes(asked, None, guide=guide, attempts=2)
+    if fails:
+        with pytest.raises(LLMError, match="no answer"):
+            agent("left")
+    else:
+        assert agent("left")["errors"] == ["LLMError: no answer"] * 2

@@ -58,7 +58,7 @@ def test_llama_cpp_says_with_the_exported_adapter_what_the_policy_says(
 ) -> None:
     """Greedy text is the same and log probabilities are close; without the heads' permutation they are far off."""
     learned = policy.dump()
-    path = export_adapter(policy, tmp_path / "reflector.gguf")
+    path = export_adapter(policy, tmp_path / "reflector.gguf", learned)
     assert os.listdir(tmp_path) == ["reflector.gguf"]
     served = connect(f"embedded/smollm2+{path}", cache=None)
     base = policy.reply(ASKED, max_tokens=24).text
@@ -74,6 +74,21 @@ def test_llama_cpp_says_with_the_exported_adapter_what_the_policy_says(
     monkeypatch.setattr(export, "_interleaved", lambda weight, _: weight)
     wrong = connect(f"embedded/smollm2+{export_adapter(policy, tmp_path / 'wrong.gguf', learned)}", cache=None)
     assert farthest(scores(wrong), ours) > 2 * farthest(scores(served), ours)
+
+
+def test_what_is_exported_by_default_is_the_value_of_the_adapter(policy: TrainablePolicy, tmp_path: Path) -> None:
+    """Whatever weights stand in the model, as those of a control that was run last."""
+    learned = policy.dump()
+    policy.adapter.value = learned
+    try:
+        with policy.lock:
+            policy.load(Adapter())
+        export_adapter(policy, tmp_path / "default.gguf")
+    finally:
+        policy.adapter.value = Adapter()
+        policy.load(learned)
+    export_adapter(policy, tmp_path / "named.gguf", learned)
+    assert (tmp_path / "default.gguf").read_bytes() == (tmp_path / "named.gguf").read_bytes()
 
 
 def test_a_missing_adapter_file_says_how_to_write_one(tmp_path: Path) -> None:

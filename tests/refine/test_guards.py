@@ -139,7 +139,15 @@ def test_a_watch_goes_through_data_and_keeps_the_last_prompts() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"distinct_words": 1.1}, {"distinct": -0.1}, {"repeated": 2.0}, {"longest": 0}, {"kl": 0.0}, {"beyond": "end"}],
+    [
+        {"distinct_words": 1.1},
+        {"distinct": -0.1},
+        {"repeated": 2.0},
+        {"longest": 0},
+        {"longest": 1.5},
+        {"kl": 0.0},
+        {"beyond": "end"},
+    ],
 )
 def test_limits_out_of_their_range_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):

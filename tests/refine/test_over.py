@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests.refine import children
 from tests.refine.tables import Table
 from trace_opt import Beam, Budget, Feedback, Greedy, OptoPrime, Parameter, Pareto, optimize, trace
+from trace_opt.core.adapter import Adapter
 from trace_opt.core.codec import decode, encode
 from trace_opt.errors import BudgetError, TraceError
 from trace_opt.optim.base import Optimizer, Outcome, Proposal
@@ -146,6 +147,18 @@ def test_with_one_reply_it_learns_from_what_the_search_finds_out() -> None:
     fixed(optimizer, 80)
     assert optimizer.updates >= 15
     assert policy.chances(optimizer.adapter)[0, 0] > 0.5
+
+
+def test_it_starts_from_what_the_policy_was_warmed_to_after_it_was_made() -> None:
+    policy = writer()
+    optimizer = over(policy)
+    with policy.lock:
+        policy.logits.data[:, 0] += 5.0
+        policy.adapter.value = policy.dump()
+        policy.load(Adapter())
+    assert optimizer.adapter == policy.adapter.value
+    run(optimizer, budget=Budget(trials=1))
+    assert optimizer.curve[0]["better"] > 0.8
 
 
 def test_several_problem_texts_make_one_update() -> None:

@@ -347,6 +347,41 @@ def test_options_that_make_no_sense_are_refused_at_once(options: dict[str, Any],
         tiny_policy(**options)
 
 
+@pytest.mark.parametrize(
+    ("prompts", "options", "said"),
+    [
+        ("go left", {}, r"sample got the single prompt 'go left'; give a list of prompts: \[prompt\]"),
+        ([{"role": "user", "content": "go"}], {}, r"sample got the single prompt .*; give a list of prompts"),
+        ([], {}, "sample got 0 prompts and n=1; give at least one of each"),
+        (["go"], {"n": 1.5}, r"sample got n=1\.5; give a whole number"),
+        (["go"], {"max_tokens": 0}, "sample got max_tokens=0; give a whole number"),
+        (["go"], {"temperature": -1}, "sample got temperature=-1; give a number of 0 or more"),
+        (["go"], {"temperature": float("nan")}, "sample got temperature=nan"),
+    ],
+)
+def test_draws_that_make_no_sense_are_refused_before_anything_is_loaded(
+    prompts: Any, options: dict[str, Any], said: str
+) -> None:
+    policy = tiny_policy()
+    with pytest.raises(ValueError, match=said):
+        policy.sample(prompts, **options)
+    assert policy._made is None
+
+
+def test_an_adapter_of_another_alpha_is_refused() -> None:
+    """It would say something else there; it carries its alpha, whether it is loaded or in force."""
+    learned = moved(tiny_policy())
+    policy = tiny_policy(alpha=16.0)
+    with pytest.raises(ValueError, match=r"trained at alpha 8\.0, and this policy has alpha 16\.0.*with alpha=8\.0"):
+        policy.load(learned)
+    policy.adapter.value = learned
+    with pytest.raises(LLMError, match="cannot take the adapter in force"):
+        policy("go", max_tokens=2)
+    plain = Adapter.of(learned.tensors())
+    policy.load(plain)
+    assert policy.dump() == plain, "a file that names no alpha is taken as it is"
+
+
 def test_a_prompt_beyond_the_context_is_refused_before_it_is_read() -> None:
     """Prompt and answer must fit the model's positions; the error is of the kind that callers shorten prompts on."""
     policy = tiny_policy()

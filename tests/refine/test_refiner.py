@@ -18,9 +18,10 @@ from tests.refine import children
 from tests.refine.children import TASKS, WAYS, Agent, table, told
 from tests.refine.tables import Table
 from tests.refine.tiny_llama import HOME, tiny_policy
-from trace_opt import Beam, Budget, Greedy, Pareto, record
+from trace_opt import Beam, Budget, Greedy, Pareto, optimize, record
 from trace_opt.core.adapter import Adapter
 from trace_opt.core.parameter import Parameter
+from trace_opt.core.rollout import Rollouts
 from trace_opt.errors import BudgetError, TraceError
 from trace_opt.problem import Problem
 from trace_opt.refine.estimators.grpo import GRPO
@@ -193,6 +194,35 @@ def test_with_a_reward_no_attempts_need_be_paid_for_to_tell_what_reflections_are
         agent.optimize(Refiner(agent.policy, updates=1))
 
 
+@pytest.mark.parametrize("given", [[float("nan")] * 8, [1.0], None, 1.0, "abcdefgh"])
+def test_rewards_that_are_no_numbers_are_refused_before_any_weight_takes_them(given: Any) -> None:
+    agent = Agent.of(table(), completions=8)
+    with pytest.raises(TraceError, match=r"the reward of 8 completions is .*list of 8 finite numbers"):
+        agent.optimize(Refiner(agent.policy, updates=2, reward=lambda _: given))
+
+
+def test_a_policy_that_wrote_none_of_the_reflections_is_refused() -> None:
+    """It would be trained on what another said."""
+    agent, other = Agent.of(table()), Agent.of(table(name="other"))
+    with pytest.raises(TraceError, match="adapter 'other' did not write"):
+        optimize(
+            agent.episodes, TASKS, agent.episodes.scored, parameters=[other.policy.adapter],
+            optimizers=[Refiner(other.policy, updates=2)], margins=agent.episodes.margins, store=None,
+            budget=Budget(trials=1),
+        )  # fmt: skip
+
+
+def test_why_nothing_was_proposed_is_told() -> None:
+    """Every training rollout fails for want of a list of labels; the run ends with that, not with nothing."""
+    agent = Agent.of(table(), labels=lambda _: "go left")
+    with pytest.raises(TraceError, match="'go left', a text, whose letters are no labels"):
+        agent.optimize(Refiner(agent.policy, updates=1, reward="exact"))
+    agent = Agent.of(table())
+    run = agent.optimize(Refiner(agent.policy, updates=4, patience=2, reward=lambda found: [1.0] * len(found.texts)))
+    assert "(Refiner: 2 updates of grpo" in run.ended.lower().replace("refiner", "Refiner")
+    assert "nothing changed" in run.ended
+
+
 def test_labels_are_matched_exactly() -> None:
     """A reward that holds for the whole label alone: no share of its words, no longer text."""
     agent = Agent.of(table(), labels=lambda task: [f"Go {WAYS[task['place']]}!"])
@@ -258,7 +288,7 @@ def test_time_that_runs_out_ends_a_draw_under_way() -> None:
             search=Greedy(gate=None),
         )
     assert torch.equal(policy.logits, policy.initial)
-    assert policy.lock.acquire(blocking=False), "the estimator's thread still holds the policy"
+    assert policy.lock.acquire(timeout=20), "the estimator's thread still holds the policy"
 
 
 def test_a_workflow_without_rated_reflections_is_refused() -> None:
@@ -366,11 +396,51 @@ def test_by_hand_it_needs_training_recordings_and_an_estimator_that_draws_where_
         ({"epsilom": 0.1}, "did you mean 'epsilon'"),
         ({"entropy": -1.0}, "entropy=-1.0"),
         ({"reward": "right"}, "'exact'"),
+        ({"updates": 1.5}, r"Refiner got updates=1\.5; give a whole number of at least 1"),
+        ({"tasks": 2.0}, r"Refiner got tasks=2\.0; give a whole number"),
+        ({"patience": "3"}, "Refiner got patience='3'; give a whole number"),
+        ({"kl": -1}, "grpo got kl=-1; give a number of 0 or more"),
+        ({"kl": float("nan")}, "grpo got kl=nan; give a number of 0 or more"),
+        ({"guards": {}}, r"Refiner got guards=\{\}; give PolicyGuards\(\.\.\.\), or None for its defaults"),
+        ({"guards": {"longest": 9}}, "Refiner got guards=.*longest.*; give PolicyGuards"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Refiner(table(), **options)
+
+
+@pytest.mark.parametrize("policy", [None, "smollm2", torch.nn.Linear(1, 1)])
+def test_what_has_no_adapter_is_no_policy(policy: Any) -> None:
+    """It is refused when the refiner is made, and not in the first phase, whose start is paid for by then."""
+    with pytest.raises(ValueError, match="Refiner got policy=.*, which has no adapter to train; give a policy such as"):
+        Refiner(policy)
+
+
+@pytest.mark.parametrize(("estimator", "updates", "tasks"), [("grpo", 7, 5), ("reinforce", 4, 3), ("n-harpg", 3, 4)])
+def test_a_phase_runs_as_many_training_rollouts_as_a_dry_run_counts(
+    estimator: str, updates: int, tasks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last minibatch of an epoch may be smaller; HARPG draws twice an update, but for the first."""
+    agent, ran = Agent.of(table()), list[int]()
+    run = Rollouts.run
+
+    async def counted(self: Rollouts, values: Any, examples: Any, **options: Any) -> Any:
+        ran.append(len(examples))
+        return await run(self, values, examples, **options)
+
+    monkeypatch.setattr(Rollouts, "run", counted)
+    refiner = Refiner(agent.policy, estimator, updates=updates, tasks=tasks, lr=0.1, kl=0.0, patience=99)
+    agent.optimize(refiner)
+    most = refiner.rollouts_at_most(len(TASKS), 8)
+    first = tasks if estimator == "n-harpg" else 0
+    assert sum(ran) == most - first == {"grpo": 29, "reinforce": 12, "n-harpg": 20}[estimator]
+    assert refiner.rollouts_at_most(len(TASKS), 8, batches=1) == len(ran) + (first > 0)
+
+
+def test_how_often_an_estimator_of_a_function_draws_is_not_known() -> None:
+    made = Refiner(table(), lambda policy, *, lr, kl: GRPO(policy, lr=lr, kl=kl))
+    assert made.rollouts_at_most(12, 8) is None
 
 
 def test_options_of_all_estimators_are_known_before_a_model_is_loaded() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -139,6 +140,18 @@ def test_it_stands_on_a_language_model(tmp_path: Path) -> None:
     assert tuned.backbone.dump() != start
 
 
+def test_an_adapter_that_was_trained_with_it_carries_its_alpha(tmp_path: Path) -> None:
+    """A backbone of another alpha would read something else with it."""
+    model = RewardModel(tiny_policy(), tune=True)
+    model.fit([Pair("go", "left", 1.0), Pair("go", "right", -1.0)], epochs=2, lr=0.1)
+    file = tmp_path / "reward.safetensors"
+    model.save(file)
+    again = RewardModel.load(file, tiny_policy())
+    assert again.dump() == model.dump()
+    with pytest.raises(ValueError, match=r"trained at alpha 8\.0, and this policy has alpha 16\.0"):
+        RewardModel.load(file, tiny_policy(alpha=16.0))
+
+
 def test_completions_of_a_policy_are_rated_as_texts_are() -> None:
     """A rollout's completions, several of one prompt, score as their texts do one by one."""
     policy = TinyWriter()
@@ -189,8 +202,17 @@ def test_what_cannot_work_is_refused(tmp_path: Path) -> None:
         RewardModel(policy, threshold=2.0).fit([Pair("q", "ab", 1.0)])
     with pytest.raises(ValueError, match="there are 2 prompts and 1 completions; give a prompt for each"):
         model.score(["q", "z"], ["ab"])
+    tuples: Any = [("q", "ab", 1.0), ("z", "c", -1.0)]
+    with pytest.raises(ValueError, match=r"the reward model got \('q', 'ab', 1\.0\) for a pair; give Pair\("):
+        model.fit(tuples)
+    with pytest.raises(ValueError, match="the reward model got every=0; give a whole number of steps"):
+        model.fit(TRAIN, checkpoint=tmp_path / "state.json", every=0)
+    with pytest.raises(ValueError, match=r"RewardModel\.score got the single prompt 'qz'; give a list of prompts"):
+        model.score("qz", ["ab", "c"])
+    with pytest.raises(ValueError, match=r"RewardModel\.score got the single completion 'ab'; give a list"):
+        model.score(["q", "z"], "ab")
     state = RewardTraining(model, TRAIN).state_dict()
-    with pytest.raises(ValueError, match="other pairs or other options; give the same ones"):
+    with pytest.raises(ValueError, match="other pairs, other options or another start; give the same"):
         RewardTraining(RewardModel(policy, threshold=0.1), TRAIN).load_state_dict(state)
 
 

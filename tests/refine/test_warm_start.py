@@ -175,12 +175,38 @@ def test_what_cannot_work_is_refused() -> None:
     done.step()
     with pytest.raises(ValueError, match="all 1 steps of the warm start were made; make another"):
         done.step()
-    with pytest.raises(ValueError, match="other pairs or other options; give the same ones"):
+    with pytest.raises(ValueError, match="other pairs, other options or another start; give the same"):
         WarmStart(policy, PAIRS).load_state_dict(done.state_dict())
     for weight in policy.parameters():
         weight.requires_grad_(False)
     with pytest.raises(ValueError, match="a policy without weights that require grad; give it some to train"):
         WarmStart(policy, PAIRS)
+
+
+@pytest.mark.parametrize("every", [0, -1, 1.5, True])
+def test_steps_between_checkpoints_are_checked_before_anything_is_paid(every: Any, tmp_path: Path) -> None:
+    """Not after the first step, which would be lost."""
+    policy = Stopping(after=0)
+    with pytest.raises(ValueError, match=r"the warm start got every=.*; give a whole number of steps of at least 1"):
+        fine_tune(policy, PAIRS, checkpoint=tmp_path / "state.json", every=every)
+
+
+def test_what_is_no_pair_is_refused() -> None:
+    """A tuple that looks like one, in either entry."""
+    given: Any = [PAIRS[0], ("q", "go", 1.0)]
+    for learn in (fine_tune, WarmStart):
+        with pytest.raises(ValueError, match=r"the warm start got \('q', 'go', 1\.0\) for a pair; give Pair\(prompt"):
+            learn(TinyWriter(), given)
+
+
+def test_a_checkpoint_from_another_start_is_refused(tmp_path: Path) -> None:
+    """It would put what was learned from there in the place of the adapter given."""
+    file = tmp_path / "state.json"
+    fine_tune(TinyWriter(), PAIRS, checkpoint=file, **OPTIONS)
+    policy = TinyWriter()
+    fine_tune(policy, PAIRS[:2], **OPTIONS)
+    with pytest.raises(ValueError, match="or another start; give the same"):
+        fine_tune(policy, PAIRS, checkpoint=file, **OPTIONS)
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:

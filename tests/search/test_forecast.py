@@ -10,6 +10,11 @@ from hypothesis import strategies as st
 
 from tests.search.conftest import Line, Listed
 from trace_opt.core.rollout import Cost
+from trace_opt.optim.base import rollouts_of
+from trace_opt.optim.numeric.gradient import Gradient
+from trace_opt.optim.numeric.growth import BatchGrowth
+from trace_opt.optim.numeric.several import ParetoDA
+from trace_opt.optim.numeric.zeroth import ZerothOrder
 from trace_opt.search.beam import Beam
 from trace_opt.search.budget import Budget
 from trace_opt.search.engine import optimize
@@ -74,3 +79,61 @@ def test_no_run_is_judged_on_more_than_was_forecast(search: Any) -> None:
     judged = [trial for trial in run.history if "before it was judged" not in trial.verdict]
     assert buys.least is not None
     assert len(judged) >= buys.least > 0
+
+
+class Training(Listed):
+    """Says that it trains on so many rollouts."""
+
+    def __init__(self, values: Any, most: int | None) -> None:
+        super().__init__(values)
+        self.most = most
+
+    def rollouts_at_most(self, examples: int, minibatch: int, *, batches: int | None = None) -> int | None:
+        assert (examples, minibatch, batches) == (12, 8, None)  # the others are validation examples
+        return self.most
+
+
+def test_what_optimizers_train_on_counts() -> None:
+    """Of one that says how much it is part of each proposal; one that does not know is named."""
+    line, values = Line(), [{"a": 1}]
+
+    def forecast(most: int | None) -> Any:
+        options: Any = {"optimizers": [Training(values, most)], "budget": Budget(rollouts=400), "store": None}
+        return plan(line.workflow, line.examples(20), line.guide, **options)
+
+    none, some, unknown = (forecast(most).proposal for most in (0, 60, None))
+    assert (some.training, some.trained) == (60, ())
+    assert (some.rollouts, some.most_rollouts) == (none.rollouts + 60, none.most_rollouts + 60)
+    assert (unknown.training, unknown.trained, unknown.rollouts) == (0, ("Training",), none.rollouts)
+    buys = bought({"rollouts": 400}, forecast(60).rollouts, some, Cost(), None)
+    assert buys.about is not None
+    assert 0 < buys.about < 7
+
+
+@given(st.integers(0, 40), st.integers(1, 12), st.integers(1, 12), st.integers(0, 11))
+def test_minibatches_are_counted_over_epochs(count: int, size: int, examples: int, start: int) -> None:
+    """From wherever in an epoch they begin, they take no more than that, and from its start just as many."""
+    epoch = [min(size, examples - at) for at in range(0, examples, size)]
+    taken = [sum(epoch[i % len(epoch)] for i in range(at, at + count)) for at in (0, start)]
+    assert taken[0] == rollouts_of(count, size, examples) >= taken[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [
+        ({}, 20), ({"steps": 3}, 20), ({"steps": 4, "batch": 5}, 20), ({"steps": 7, "batch": 3}, 20),
+        ({"steps": 9, "total_steps": 2}, 16), ({"batch": BatchGrowth(start=2, most=4)}, None),
+        ({"estimator": "loo"}, None), ({"combine": ParetoDA()}, None),
+    ],
+)  # fmt: skip
+def test_a_gradient_says_what_a_phase_takes(options: Any, most: int | None) -> None:
+    """Its minibatches, where their number does not depend on what it finds; of a DataLoader one batch a step."""
+    assert Gradient(**options).rollouts_at_most(20, 8) == most
+    if most is not None:
+        steps = min(options.get("steps", 6), options.get("total_steps", 9))
+        assert Gradient(**{**options, "batch": None}).rollouts_at_most(8, 8, batches=6) == steps
+
+
+def test_queries_run_on_the_minibatch() -> None:
+    assert ZerothOrder(queries=30).rollouts_at_most(20, 8) == 240
+    assert ZerothOrder().rollouts_at_most(20, 8) is None

@@ -58,6 +58,48 @@ def test_the_interval_of_a_binary_difference_excludes_zero_exactly_when_the_sign
         assert (low > 0 or high < 0) == (p < 0.05)
 
 
+@pytest.mark.parametrize(("wins", "losses", "ties"), [(13, 0, 3), (0, 2, 6), (83, 15, 102), (0, 0, 50)])
+def test_tangos_bounds_are_where_his_score_test_is_of_its_size(wins: int, losses: int, ties: int) -> None:
+    """The score statistic with the likeliest shares of losses, found by search, is 1.96 there, and nowhere before 1 or -1."""
+    n = wins + losses + ties
+    low, high = stats.difference_interval(stats.Paired((1.0,) * wins + (-1.0,) * losses + (0.0,) * ties))
+    assert low < (wins - losses) / n < high
+
+    def statistic(delta: float) -> float:
+        shares = [i / 20000 for i in range(1, 20000) if i / 20000 + delta > 0 and 2 * i / 20000 + delta < 1]
+
+        def likelihood(lost: float) -> float:
+            return wins * math.log(lost + delta) + losses * math.log(lost) + ties * math.log(1 - 2 * lost - delta)
+
+        lost = max(shares, key=likelihood)
+        return abs(wins - losses - n * delta) / math.sqrt(n * (2 * lost + delta - delta * delta))
+
+    for bound in (low, high):
+        if bound:  # it is 0 where the exact test is milder
+            assert statistic(bound) == pytest.approx(1.96, abs=0.02)
+
+
+@pytest.mark.parametrize(("win", "loss"), [(0.4, 0.0), (0.42, 0.07), (0.1, 0.1), (0.05, 0.3)])
+@pytest.mark.parametrize("n", [40, 200])
+def test_each_bound_of_a_binary_difference_covers_as_often_as_it_says(n: int, win: float, loss: float) -> None:
+    """Summed over all outcomes, not drawn. Bounds that take the number of examples that differ as given cover .54 here."""
+    covers = [0.0, 0.0]
+    for wins in range(n + 1):
+        for losses in range(n - wins + 1):
+            chance = math.exp(
+                math.lgamma(n + 1) - math.lgamma(wins + 1) - math.lgamma(losses + 1) - math.lgamma(n - wins - losses + 1)
+                + wins * math.log(win) + (losses * math.log(loss) if loss else -math.inf * losses if losses else 0.0)
+                + (n - wins - losses) * math.log(1 - win - loss)
+            )  # fmt: skip
+            if chance < 1e-7:
+                continue
+            pairs = stats.Paired((1.0,) * wins + (-1.0,) * losses + (0.0,) * (n - wins - losses))
+            low, high = stats.difference_interval(pairs, 0.1)
+            covers[0] += chance * (low <= win - loss)
+            covers[1] += chance * (win - loss <= high)
+    assert min(covers) > 0.935
+
+
 @given(pairs)
 def test_swapping_the_sides_of_a_comparison_turns_its_sign(
     given_pair: tuple[list[float | None], list[float | None]],

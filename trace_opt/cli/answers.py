@@ -10,6 +10,7 @@ from trace_opt.cli.functions import best_format
 from trace_opt.cli.options import with_store
 from trace_opt.cli.terminal import fields, styled, table
 from trace_opt.cli.values import encoded, values_lines
+from trace_opt.optim.text import cut, one_line
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -139,6 +140,7 @@ def _trial_lines(trials: Sequence[TrialRecord], *, all_trials: bool) -> list[str
     ]  # fmt: skip
     header = ["trial", "optimizer", "candidate", "before", "after", "n", "accepted", "changed", "verdict"]
     lines: list[str | Text] = ["", *table(header, rows)]
+    lines += [f"  {t.number}: {cut(one_line(t.reason), 300)}" for t in shown if t.reason]
     if len(shown) < len(trials):
         lines.append(f"({len(trials) - len(shown)} earlier trials; --all shows them)")
     return lines

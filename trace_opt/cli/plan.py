@@ -201,16 +201,20 @@ def _proposal_lines(plan: Plan, buys: Bought | None) -> list[str]:
     asks = f", and asks a model {per.asked:.2g} times on average" if per.asked else ""
     lines = [f"  {per.race} rollouts to race"] if per.race else []
     trains = f", beside those that {', '.join(per.trained)} trains on" if per.trained else ""
-    lines.append(f"  a proposal takes about {per.rollouts} rollouts, at most {per.most_rollouts}{trains}{asks}")
+    own = f" (up to {per.training} of them to train)" if per.training else ""
+    lines.append(f"  a proposal takes about {per.rollouts} rollouts{own}, at most {per.most_rollouts}{trains}{asks}")
     if per.asked and per.call is not None:
         price = "price unknown" if per.call.usd is None else f"${per.call.usd:.4f}"
         lines.append(f"  such a call: at most {per.call.tokens} tokens, {price}")
-    if buys.about == 0:
+    if buys.about == 0 and per.training:
+        lines.append(f"  the budget buys no whole proposal: training ends early, if it begins; raise {buys.limit}")
+    elif buys.about == 0:
         lines.append(f"  the budget buys no proposal{' after the race' if per.race else ''}; raise {buys.limit}")
     elif buys.about is not None:
         least = "" if buys.least is None or buys.least == buys.about else f", at least {buys.least}"
         count = f"{buys.about} proposal{'' if buys.about == 1 else 's'}"
-        lines.append(f"  the budget buys about {count}{least}; the limit on {buys.limit} is reached first")
+        more = ", more where training ends early" if per.training else ""
+        lines.append(f"  the budget buys about {count}{least}{more}; the limit on {buys.limit} is reached first")
     elif not buys.unknown:
         lines.append("  no limit ends the search before its optimizers do")
     if buys.unknown:

@@ -7,11 +7,14 @@ candidate, store and process. What the tensors mean is the policy's business (re
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, final
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_SETTINGS = "settings"
 
 
 @final
@@ -62,16 +65,19 @@ class Adapter:
         return self._data
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> Adapter:
-        """An adapter of tensors by name; the same tensors always give the same bytes.
+    def of(cls, tensors: Mapping[str, Tensor], settings: Mapping[str, float] | None = None) -> Adapter:
+        """An adapter of tensors by name; the same tensors and settings always give the same bytes.
 
         Args:
             tensors: Of any shapes and dtypes, copied from whatever device they are on.
+            settings: Numbers without which the tensors mean something else, such as the scale of their product.
         """
         from safetensors.torch import save
 
         plain = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
-        return cls(save(plain)) if plain else cls()
+        # one entry: of several, safetensors writes them in any order
+        said = {_SETTINGS: json.dumps(dict(settings), sort_keys=True)} if settings else None
+        return cls(save(plain, metadata=said)) if plain else cls()
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by name, on the CPU; none of the empty adapter.
@@ -87,6 +93,20 @@ class Adapter:
         try:
             return load(self.data)
         except SafetensorError as error:
+            raise ValueError(f"{self!r} holds no safetensors ({error}); give Adapter.of(tensors)") from None
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """What `of` was told besides the tensors; nothing of files that others wrote.
+
+        Raises:
+            ValueError: the bytes are no safetensors file.
+        """
+        length = int.from_bytes(self.data[:8], "little")
+        try:
+            header: dict[str, Any] = json.loads(self.data[8 : 8 + length] or "{}")
+            return json.loads(header.get("__metadata__", {}).get(_SETTINGS, "{}"))
+        except (ValueError, AttributeError) as error:
             raise ValueError(f"{self!r} holds no safetensors ({error}); give Adapter.of(tensors)") from None
 
     def __setattr__(self, name: str, value: object) -> None:

@@ -122,6 +122,21 @@ class Optimizer(ABC):
     def use(self, llm: LLM) -> None:  # noqa: B027 # most ask no model
         """Take the run's model, where this optimizer needs one and was made without."""
 
+    def rollouts_at_most(self, examples: int, minibatch: int, *, batches: int | None = None) -> int | None:  # noqa: ARG002
+        """How many rollouts of its own one proposal runs at most, so that a dry run can count them before any is run.
+
+        Neither the rollouts that it is given nor those that test the proposal are among them.
+
+        Args:
+            examples: How many training examples there are.
+            minibatch: How many rollouts it is given, where it reads any.
+            batches: How many batches an epoch has, where the training examples are those of a DataLoader; else None.
+
+        Returns:
+            0 of one that reads what it is given and runs nothing, as most do; None where it cannot be told.
+        """
+        return 0
+
     def state_dict(self) -> dict[str, Any]:
         """What it has learned, JSON-able but for tensors; enough to go on bit-identically."""
         return {}
@@ -236,6 +251,18 @@ class _Pending:
     proposal: Proposal
     before: float | None
     seen: int
+
+
+def rollouts_of(minibatches: int, size: int, examples: int) -> int:
+    """How many rollouts minibatches take at most, drawn from one epoch after another, whose last one may be smaller.
+
+    Args:
+        minibatches: How many.
+        size: Examples of each.
+        examples: Examples of an epoch.
+    """
+    epochs, left = divmod(minibatches, -(-examples // size))
+    return epochs * examples + min(left * size, examples)
 
 
 def located(output: Any) -> tuple[Graph, Node[Any], str | None]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from trace_opt.core.rollout import Rollout
 from trace_opt.errors import TraceError
@@ -85,10 +86,25 @@ def _raw(rated: Rated, reward: Reward) -> list[float]:
             )
         return list(rated.gains)
     if callable(reward):
-        return [float(value) for value in reward(rated.completions)]
+        return _rewards(reward, rated.completions)
     if not rated.labels:
         raise TraceError("reward is 'exact', but the rated completions have no labels; give the reflector's tasks some")
     return [exact(text, rated.labels) for text in rated.completions.texts]
+
+
+def _rewards(reward: Callable[[Completions], Sequence[float]], completions: Completions) -> list[float]:
+    """What a function says of completions, checked: weights that a NaN went into are lost."""
+    said: Any = reward(completions)
+    n = len(completions.texts)
+    try:
+        found = [float(value) for value in said]
+    except (TypeError, ValueError):
+        found = []
+    if len(found) != n or not all(map(math.isfinite, found)):
+        raise TraceError(
+            f"the reward of {n} completions is {said!r:.80}; let it return a list of {n} finite numbers, one for each"
+        )
+    return found
 
 
 def batch_of(policy: LocalPolicy, groups: Sequence[Earned], *, relative: bool, alike: bool = False) -> Batch:

@@ -1,6 +1,6 @@
 """Episodes: several attempts at one task, each but the first with what hindsight said of those before it.
 
-    agent = Episodes(attempt, connect("embedded"), guide=guide)
+    agent = Episodes(attempt, connect("embedded/smollm2"), guide=guide)
     optimize(agent, tasks, agent.scored, margins=agent.margins, ...)
 
 One rollout is all attempts on one task. What an attempt does is recorded in the rollout's graph; when it fails, its part of
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Episode", "Episodes", "Rated"]
 
+_SOUND = "attempts without error"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Episodes:
@@ -48,7 +50,8 @@ class Episodes:
     reflector sees only what the attempt did, since a task may hold its own answer.
 
     Its output is plain data that `Episode.of` reads. An attempt that raises has failed: its return is `failed`, and the
-    reflector is shown the error. Each attempt has a seed of its own, which depends on the rollout's seed and the attempt's
+    reflector is shown the error. Where a model could not be reached the whole rollout fails instead, for an outage says
+    nothing of the attempt. Each attempt has a seed of its own, which depends on the rollout's seed and the attempt's
     number alone: what is compared with and without reflection is compared under the same chance.
 
     Args:
@@ -108,6 +111,12 @@ class Episodes:
             raise ProblemError(
                 f"the reflector is {self.reflector!r:.60}; pass a model from connect(...), a policy, or a function of messages"
             )
+        if self.labels is not None and not callable(self.labels):
+            raise ProblemError(
+                f"labels is {self.labels!r:.60}; pass a function of a task that returns its right reflections"
+            )
+        if not callable(self.guide):
+            raise ProblemError(f"the guide is {self.guide!r:.60}; pass a function (output, task) -> score or Feedback")
         Hindsight(tokens=self.tokens)  # checks it
         # where a search looks for parameters
         object.__setattr__(self, "adapter", getattr(self.reflector, "adapter", None))
@@ -145,12 +154,13 @@ class Episodes:
             example: The task, which it does not look at.
 
         Returns:
-            Scores "return", "solved after 1", "solved after 2", ...; see `margins`.
+            Scores "return", "solved after 1", "solved after 2", ..., and the share of "attempts without error"; see `margins`.
         """
         del example
         episode = Episode.of(output)
         scores = {"return": episode.best()}
         scores |= {f"solved after {n}": float(episode.best(n) >= self.solved) for n in range(1, self.attempts + 1)}
+        scores[_SOUND] = 1 - sum(error is not None for error in episode.errors) / len(episode.returns)
         lines = [
             f"attempt {i + 1}: return {value:.6g}{f', {said}' if said else ''}"
             for i, (value, said) in enumerate(zip(episode.returns, episode.texts, strict=True))
@@ -179,7 +189,7 @@ class Episodes:
     @property
     def margins(self) -> dict[str, float]:
         """For `optimize`: what `scored` says besides "return" is reported and decides nothing."""
-        return {f"solved after {n}": math.inf for n in range(1, self.attempts + 1)}
+        return {f"solved after {n}": math.inf for n in range(1, self.attempts + 1)} | {_SOUND: math.inf}
 
 
 def _whole(name: str, value: Any, least: int) -> None:

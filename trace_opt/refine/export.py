@@ -30,7 +30,7 @@ def export_adapter(policy: TrainablePolicy, path: str | Path, adapter: Adapter |
     Args:
         policy: The policy that it belongs to, whose model is of the Llama architecture.
         path: The file to write; it appears whole or not at all.
-        adapter: Which one; by default the weights as they stand.
+        adapter: Which one; by default the value of its parameter, `policy.adapter`.
 
     Returns:
         The path.
@@ -54,8 +54,8 @@ def export_adapter(policy: TrainablePolicy, path: str | Path, adapter: Adapter |
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, policy.alpha)
     with policy.lock:
-        weights = policy.lora.tensors(policy.dump() if adapter is None else adapter)
-    for name, weight in weights.items():
+        weights = policy.lora.tensors(policy.adapter.value if adapter is None else adapter)
+    for name, weight in sorted(weights.items()):  # the same adapter, the same bytes
         found = _TENSOR.search(name)
         assert found is not None, name  # noqa: S101 # the adapter fits the policy
         layer, projection, side = found.groups()

@@ -62,8 +62,9 @@ class PolicyGuards:
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ValueError(f"PolicyGuards got {name}={value!r}; give a share from 0 to 1")
-        if self.longest is not None and self.longest < 1:
-            raise ValueError(f"PolicyGuards got longest={self.longest!r}; give at least 1 word, or None")
+        longest: Any = self.longest
+        if longest is not None and (not isinstance(longest, int) or isinstance(longest, bool) or longest < 1):
+            raise ValueError(f"PolicyGuards got longest={longest!r}; give a whole number of words, at least 1, or None")
         if self.kl is not None and not self.kl > 0:
             raise ValueError(f"PolicyGuards got kl={self.kl!r}; give nats above 0, or None")
         if self.beyond not in ("price", "stop"):

@@ -6,6 +6,7 @@ refiner does is tested where the best policy is known.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from threading import RLock
@@ -39,6 +40,36 @@ def with_system(messages: Sequence[Message], system: str) -> list[Message]:
 def kept(prompt: Prompt) -> Prompt:
     """A prompt that no caller's list can change."""
     return prompt if isinstance(prompt, str) else tuple(prompt)
+
+
+def check_sampled(prompts: Sequence[Prompt], n: int, max_tokens: int, temperature: float) -> None:
+    """Refuse arguments of `LocalPolicy.sample` that make no sense.
+
+    Raises:
+        ValueError: prompts are a single one, or there are none; a number is out of its range.
+    """
+    check_prompts("sample", prompts)
+    if not prompts or n < 1:
+        raise ValueError(f"sample got {len(prompts)} prompts and n={n!r}; give at least one of each")
+    for name, value in (("n", n), ("max_tokens", max_tokens)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:  # pyright: ignore[reportUnnecessaryIsInstance] # users pass anything
+            raise ValueError(f"sample got {name}={value!r}; give a whole number of at least 1")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"sample got temperature={temperature!r}; give a number of 0 or more")
+
+
+def check_prompts(what: str, prompts: Sequence[Any]) -> None:
+    """Refuse one text, or the messages of one conversation, in the place of a list: each part would count as a prompt.
+
+    Args:
+        what: What got them.
+        prompts: What it got.
+
+    Raises:
+        ValueError: they are one.
+    """
+    if isinstance(prompts, str) or any(isinstance(prompt, Mapping) for prompt in prompts):
+        raise ValueError(f"{what} got the single prompt {prompts!r:.80}; give a list of prompts: [prompt]")
 
 
 def as_json(prompt: Prompt) -> str | list[dict[str, Any]]:
@@ -151,6 +182,9 @@ class LocalPolicy(Policy, Protocol):
             max_tokens: Length of a completion at most.
             temperature: 0 takes the likeliest token.
             seed: Of the draws.
+
+        Raises:
+            ValueError: an argument makes no sense, such as a single text for the list of prompts.
         """
         ...
 

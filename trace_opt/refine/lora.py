@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 class Lora:
     """The adapter of one model.
 
+    What was learned at one alpha says something else at another. So an adapter carries its alpha, and one of another alpha
+    is refused: scaling B would give the same words but other weights than were asked for, and steps of another length.
+    Files that name no alpha are taken at this one.
+
     Args:
         base: The model, which is changed in place.
         rank: Rank of B A.
@@ -67,7 +71,7 @@ class Lora:
         """Take an adapter's weights, unless they stand there already; those of the empty one are the initial ones.
 
         Raises:
-            ValueError: it was made by a policy of another model, rank or choice of layers.
+            ValueError: it was made by a policy of another model, rank, alpha or choice of layers.
         """
         if self.dump() != adapter:
             self._put(self.tensors(adapter), adapter)
@@ -77,7 +81,7 @@ class Lora:
         if not all(_same_bits(weight, self._copy[name]) for name, weight in self.weights.items()):
             initial = self._initial()
             untouched = all(_same_bits(weight.cpu(), initial[name]) for name, weight in self.weights.items())
-            self._keep(Adapter() if untouched else Adapter.of(self.weights))
+            self._keep(Adapter() if untouched else Adapter.of(self.weights, {"alpha": float(self.alpha)}))
         return self._standing
 
     @contextmanager
@@ -123,7 +127,7 @@ class Lora:
         """An adapter's tensors by name.
 
         Raises:
-            ValueError: it was made by a policy of another model, rank or choice of layers.
+            ValueError: it was made by a policy of another model, rank, alpha or choice of layers.
         """
         if not adapter:
             return self._initial()
@@ -134,6 +138,12 @@ class Lora:
             raise ValueError(
                 f"{adapter!r} does not fit this policy, which has rank {self.rank} in {len(self.weights) // 2} layers (see "
                 f"its tensor {odd!r}); load it into one of the model, rank and layers that it was trained with"
+            )
+        trained = adapter.settings.get("alpha", self.alpha)
+        if trained != self.alpha:
+            raise ValueError(
+                f"{adapter!r} was trained at alpha {trained!r}, and this policy has alpha {self.alpha!r}, at which it says "
+                f"something else; make the policy with alpha={trained!r}"
             )
         return tensors
 

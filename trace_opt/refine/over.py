@@ -42,7 +42,7 @@ class Over(Optimizer):
     baseline="running"`.
 
     Args:
-        optimizer: Asks a trainable local model: `OptoPrime(policy)`, `Opro(policy)`.
+        optimizer: Asks a trainable local model: `OptoPrime(policy)`, `OPRO(policy)`.
         estimator: As for `Refiner`; one that samples at the weights that it steps from.
         completions: Replies drawn for one problem text.
         tasks: Problem texts, with replies of which some were better than others, that an update is made of.
@@ -56,7 +56,6 @@ class Over(Optimizer):
         ValueError: the optimizer asks no trainable model, or an option makes no sense.
 
     Attributes:
-        adapter: What the model has learned.
         updates: How many were made.
         curve: Of each proposal the shares of usable replies and of those that improved the score, the mean reward.
     """
@@ -79,15 +78,20 @@ class Over(Optimizer):
         self.optimizer = optimizer
         self.policy = _policy_of(optimizer)
         self.completions, self.tasks = completions, tasks
-        self.adapter: Adapter = self.policy.adapter.value
         self.updates = 0
         self.curve: list[dict[str, float]] = []
         self._lock = self.policy.lock
+        self._learned: Adapter | None = None
         self._estimator: dict[str, Any] | None = None
         self._groups: list[Earned] = []
         self._drawn: dict[str, _Drawn] = {}
         self._scribe = _Scribe(self.policy, self._lock, temperature, max_tokens, prefill)
         optimizer._llm = self._scribe
+
+    @property
+    def adapter(self) -> Adapter:
+        """What the model has learned: that of its policy, until it has learned more."""
+        return self.policy.adapter.value if self._learned is None else self._learned
 
     @property
     def sources(self) -> list[Optimizer]:
@@ -97,6 +101,12 @@ class Over(Optimizer):
     def handles(self, parameter: Parameter[Any]) -> bool:
         """What the optimizer handles."""
         return self.optimizer.handles(parameter)
+
+    def rollouts_at_most(self, examples: int, minibatch: int, *, batches: int | None = None) -> int | None:
+        """Those of every reply on the minibatch, and what the optimizer runs itself for each."""
+        inner = self.optimizer.rollouts_at_most(examples, minibatch, batches=batches)
+        tried = minibatch if self.completions > 1 else 0
+        return None if inner is None else self.completions * (inner + tried)
 
     async def propose(
         self, parameters: Sequence[Parameter[Any]], rollouts: Rollouts, history: Sequence[Trial]
@@ -195,7 +205,7 @@ class Over(Optimizer):
             finally:
                 self._groups = []
             estimator.update(Sample(batch))
-            self.adapter = policy.dump()
+            self._learned = policy.dump()
             self._estimator = estimator.state_dict()
         self.updates += 1
         watch = Watch()
@@ -216,7 +226,7 @@ class Over(Optimizer):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        self.adapter = Adapter(state["adapter"])
+        self._learned = Adapter(state["adapter"])
         self._estimator = state["estimator"]
         self.updates = state["updates"]
         groups = [(Completions.of_json(g["completions"]), tuple(g["rewards"])) for g in state["groups"]]

@@ -8,18 +8,20 @@ from there bit for bit: tasks, rollouts and draws come from seeds.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from trace_opt.core.adapter import Adapter
-from trace_opt.core.rollout import Rollouts
-from trace_opt.errors import BudgetError
+from trace_opt.core.rollout import Rollout, Rollouts
+from trace_opt.errors import BudgetError, TraceError
 from trace_opt.refine.calling import Calls, released
 from trace_opt.refine.earning import Earned, Reward, Silent, batch_of, earned, rated_of
 from trace_opt.refine.estimators.named import Recipe, is_relative
 from trace_opt.refine.guards import PolicyGuards, Watch
+from trace_opt.refine.outcomes import Episode, is_episode
 
 if TYPE_CHECKING:
     from trace_opt.refine.batch import Batch
@@ -43,10 +45,14 @@ class Refining:
     def __post_init__(self) -> None:
         for name in ("updates", "tasks", "patience", "checkpoint_every"):
             value = getattr(self, name)
-            if isinstance(value, bool) or value < 1:
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"Refiner got {name}={value!r}; give a whole number of at least 1")
-        if not self.entropy >= 0:
+        if not 0 <= self.entropy < math.inf:
             raise ValueError(f"Refiner got entropy={self.entropy!r}; give a number of 0 or more")
+        if not isinstance(self.guards, PolicyGuards):  # pyright: ignore[reportUnnecessaryIsInstance] # users pass anything
+            raise ValueError(  # noqa: TRY004 # an option refused, like any other
+                f"Refiner got guards={self.guards!r:.80}; give PolicyGuards(...), or None for its defaults"
+            )
         if self.reward is not None and self.reward != "exact" and not callable(self.reward):
             raise ValueError(f"Refiner got reward={self.reward!r}; give a function of completions, 'exact' or None")
 
@@ -114,6 +120,7 @@ class Phase:
         done: Updates of this phase that are done, those without anything to learn included.
         learned: Updates that moved the weights.
         failed: Training rollouts that failed.
+        failure: What the first of those raised.
         ended: Why it ended before all its updates were done, in words; "" else.
     """
 
@@ -126,6 +133,7 @@ class Phase:
         self.done: int = 0 if saved is None else saved["done"]
         self.learned: int = 0 if saved is None else saved["learned"]
         self.failed: int = 0 if saved is None else saved["failed"]
+        self.failure: str = "" if saved is None else saved.get("failure", "")
         self.curve = Curve() if saved is None else Curve(**{k: list(v) for k, v in saved["curve"].items()})
         self.watch = Watch() if saved is None else Watch.load(saved["watch"])
         self.ended = ""
@@ -245,12 +253,29 @@ class Phase:
                 lambda: self._rollouts.run(values, examples, grad=True, repeat=repeat)  # rollouts load what they need
             )
         self.progress.position += len(examples)
-        self.failed += sum(rollout.error is not None for rollout in found)
+        self._look(found)
         refining = self.refining
         groups = earned(rated_of(found), self.watch, refining.guards, reward=refining.reward, entropy=refining.entropy)
         self._groups += groups
         self.policy.load(adapter)  # others may have used the model meanwhile, a reward model among them
         return batch_of(self.policy, groups, relative=relative)
+
+    def _look(self, found: Sequence[Rollout]) -> None:
+        """Count those that failed.
+
+        Raises:
+            TraceError: none of the others asked this policy for its reflections.
+        """
+        errors = [rollout.error for rollout in found if rollout.error is not None]
+        self.failed += len(errors)
+        self.failure = self.failure or (errors[0] if errors else "")
+        name = self.policy.adapter.name
+        graphs = [rollout.graph for rollout in found if is_episode(rollout.output) and Episode.of(rollout.output).rated]
+        if graphs and all(graph is not None and name not in graph.parameters for graph in graphs):
+            raise TraceError(
+                f"reflections were rated that the policy with adapter {name!r} did not write; give the refiner the policy that "
+                "Episodes(...) has as its reflector"
+            )
 
     # -- tasks -----------------------------------------------------------------------------------------------------------
 
@@ -266,7 +291,7 @@ class Phase:
 
     def _state(self) -> dict[str, Any]:
         return {
-            "done": self.done, "learned": self.learned, "failed": self.failed, "idle": self._idle,
+            "done": self.done, "learned": self.learned, "failed": self.failed, "failure": self.failure, "idle": self._idle,
             "adapter": self._now.data, "progress": self.progress.dump(), "curve": self.curve.dump(),
             "watch": self.watch.dump(),
         }  # fmt: skip

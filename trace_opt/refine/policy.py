@@ -27,7 +27,7 @@ from trace_opt.refine.answering import Answering
 from trace_opt.refine.batch import Batch
 from trace_opt.refine.features import last_states
 from trace_opt.refine.loading import Base, load_base, source_of
-from trace_opt.refine.local import Completions, Prompt, kept, messages_of, with_system
+from trace_opt.refine.local import Completions, Prompt, check_sampled, kept, messages_of, with_system
 from trace_opt.refine.lora import Lora
 from trace_opt.refine.sampling import Draws, row_seeds
 
@@ -64,7 +64,7 @@ class TrainablePolicy(LLM):
     Args:
         model: "smollm2" (fetched with `trace-opt models pull smollm2`), a GGUF file, or a Hugging Face folder.
         rank: Of the adapter.
-        alpha: Scale of the adapter; its product counts alpha / rank times.
+        alpha: Scale of the adapter; its product counts alpha / rank times. An adapter trained at another is refused.
         layers: Which blocks have an adapter, from 0, or from the end where negative; all by default. The last ones only
             make the backward pass shorter.
         device: "cpu", "cuda", ...; by default CUDA where there is a device.
@@ -172,10 +172,10 @@ class TrainablePolicy(LLM):
         prompt's tokens count once.
 
         Raises:
+            ValueError: an argument makes no sense, such as a single text for the list of prompts.
             LLMError: a prompt is too long for the model.
         """
-        if not prompts or n < 1:
-            raise ValueError(f"sample got {len(prompts)} prompts and n={n}; give at least one of each")
+        check_sampled(prompts, n, max_tokens, temperature)
         with self.lock:
             ids = [self.tokens_of(prompt) for prompt in prompts]
             rows = [place for place in range(len(ids)) for _ in range(n)]
@@ -269,7 +269,7 @@ class TrainablePolicy(LLM):
         """Take an adapter's weights, unless they stand there already.
 
         Raises:
-            ValueError: it was trained with another model, rank or choice of layers.
+            ValueError: it was trained with another model, rank, alpha or choice of layers.
         """
         with self.lock:
             self.lora.load(adapter)

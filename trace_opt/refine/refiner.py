@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from trace_opt.core.rollout import Rollouts
 from trace_opt.errors import TraceError
-from trace_opt.optim.base import Optimizer, Outcome, Proposal, Trial
+from trace_opt.optim.base import Optimizer, Outcome, Proposal, Trial, rollouts_of
 from trace_opt.optim.numeric.kept import SHRINK, PhaseStates
 from trace_opt.refine.earning import Reward, Silent, batch_of, earned, rated_of
 from trace_opt.refine.estimators.base import Sample
@@ -58,7 +58,7 @@ class Refiner(Optimizer):
         **options: Those of the estimator.
 
     Raises:
-        ValueError: an option is unknown or makes no sense.
+        ValueError: the policy is none, or an option is unknown or makes no sense.
     """
 
     wants_rollouts = False  # it draws tasks of its own
@@ -69,12 +69,16 @@ class Refiner(Optimizer):
         guards: PolicyGuards | None = None, **options: Any,
     ) -> None:  # fmt: skip
         super().__init__()
+        if not all(hasattr(policy, name) for name in ("adapter", "sample", "batch", "load", "dump")):
+            raise ValueError(
+                f"Refiner got policy={policy!r:.80}, which has no adapter to train; give a policy such as TrainablePolicy()"
+            )
         self.policy = policy
         patience: int = options.pop("patience", 3)
         every: int = options.pop("checkpoint_every", 1)
         self.refining = Refining(
             recipe=Recipe.of(estimator, lr, kl, options), updates=updates, tasks=tasks, entropy=entropy, reward=reward,
-            guards=guards or PolicyGuards(), patience=patience, checkpoint_every=every,
+            guards=PolicyGuards() if guards is None else guards, patience=patience, checkpoint_every=every,
         )  # fmt: skip
         self._kept = PhaseStates(_KEPT)
         self._hand: Estimator | None = None
@@ -129,6 +133,11 @@ class Refiner(Optimizer):
         notes |= self._kept.wait(key, made, phase.progress.dump())
         # what was trained for something else than the score has to show that it is worth it there
         return Proposal({name: adapter}, reason, notes, phase=not named and refining.reward is None)
+
+    def rollouts_at_most(self, examples: int, minibatch: int, *, batches: int | None = None) -> int | None:  # noqa: ARG002
+        """The tasks of all updates of a phase; None where a function makes the estimator."""
+        draws, refining = self.refining.recipe.draws, self.refining
+        return None if draws is None else rollouts_of(refining.updates * draws, refining.tasks, batches or examples)
 
     def observe(self, proposal: Proposal, outcome: Outcome) -> None:
         """Keep the estimator's state of a phase that is built on; forget that of one that was dropped."""
@@ -185,7 +194,7 @@ def _said(phase: Phase, named: Sequence[str]) -> str:
     if phase.learned < phase.done:
         parts[0] += f", {phase.done - phase.learned} of them with nothing to learn from"
     if phase.failed:
-        parts[0] += f", {phase.failed} training rollouts failed"
+        parts[0] += f", {phase.failed} training rollouts failed, the first with {phase.failure:.200}"
     if phase.ended:
         parts.append(phase.ended)
     parts += [f"guard {said}" for said in named]

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
 from trace_opt.core.adapter import Adapter
-from trace_opt.refine.local import Completions
+from trace_opt.refine.local import Completions, check_prompts
+from trace_opt.refine.pairs import check_every, pairs_of
 from trace_opt.refine.supervised import Pair, Supervised
 
 if TYPE_CHECKING:
@@ -102,10 +103,12 @@ class RewardModel:
             The loss before each step: cross-entropy in nats, or the squared error.
 
         Raises:
-            ValueError: there are no pairs, or all are good, or none is.
+            ValueError: there are no pairs, or all are good, or none is; something is no pair, or `every` is no number of
+                steps.
         """
+        check_every(RewardTraining.name, every)
         training = RewardTraining(
-            self, [Pair.of(pair) for pair in pairs], epochs=epochs, batch=batch, lr=lr, clip=clip, seed=seed
+            self, pairs_of(RewardTraining.name, pairs), epochs=epochs, batch=batch, lr=lr, clip=clip, seed=seed
         )
         return training.run(checkpoint, every)
 
@@ -120,8 +123,14 @@ class RewardModel:
             Probabilities of a gain above the threshold, or gains.
 
         Raises:
-            ValueError: it was not trained yet, or the numbers of prompts and completions differ.
+            ValueError: it was not trained yet, the numbers of prompts and completions differ, or one of them is a text and
+                no list.
         """
+        check_prompts("RewardModel.score", prompts)
+        if isinstance(completions, str):
+            raise ValueError(  # noqa: TRY004 # a value refused, like any other
+                f"RewardModel.score got the single completion {completions!r:.80}; give a list: [completion]"
+            )
         if len(prompts) != len(completions):
             raise ValueError(
                 f"there are {len(prompts)} prompts and {len(completions)} completions; give a prompt for each completion"
@@ -167,10 +176,9 @@ class RewardModel:
 
     def dump(self) -> Adapter:
         """All that it learned: the head, and the backbone's adapter where that was trained."""
-        learned = (
-            {f"{_ADAPTER}{name}": value for name, value in self.backbone.dump().tensors().items()} if self.tune else {}
-        )
-        return Adapter.of({**self._head, **learned})
+        own = self.backbone.dump() if self.tune else Adapter()
+        learned = {f"{_ADAPTER}{name}": value for name, value in own.tensors().items()}
+        return Adapter.of({**self._head, **learned}, own.settings)
 
     def take(self, learned: Adapter) -> None:
         """What `dump` gave, into a head of the same width."""
@@ -185,7 +193,7 @@ class RewardModel:
                     self._head[name] = tensors[name]
         if self.tune:
             own = {name.removeprefix(_ADAPTER): t for name, t in tensors.items() if name.startswith(_ADAPTER)}
-            self.backbone.load(Adapter.of(own))
+            self.backbone.load(Adapter.of(own, learned.settings))
 
     def save(self, path: str | Path) -> None:
         """Write it as a safetensors file.
@@ -198,10 +206,11 @@ class RewardModel:
         write: Any = cast("Any", safetensors).save_file
         if not self._head:
             raise ValueError("the reward model was not trained yet; call fit(pairs) before save")
-        settings = json.dumps({"threshold": self.threshold, "tune": self.tune})
+        learned = self.dump()
+        settings = json.dumps({"threshold": self.threshold, "tune": self.tune, "adapter": learned.settings})
         file = Path(path)
         part = file.with_name(f"{file.name}.part")
-        write(self.dump().tensors(), part, metadata={"kind": _KIND, "settings": settings})
+        write(learned.tensors(), part, metadata={"kind": _KIND, "settings": settings})
         part.replace(file)
 
     @classmethod
@@ -233,7 +242,7 @@ class RewardModel:
                 f"{str(path)!r} reads features of width {len(tensors['weight'])}, and the backbone's have {width}; give the "
                 "base model that it was trained on"
             )
-        made.take(Adapter.of(tensors))
+        made.take(Adapter.of(tensors, settings.get("adapter")))
         return made
 
 

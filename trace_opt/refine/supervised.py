@@ -189,7 +189,8 @@ class Supervised(ABC):
         """
         if state["identity"] != self._identity:
             raise ValueError(
-                f"the state of the {self.name} comes from other pairs or other options; give the same ones, or begin anew"
+                f"the state of the {self.name} comes from other pairs, other options or another start; give the same, or "
+                "begin anew with another file"
             )
         self.load(state["learned"])
         self.losses = list(state["losses"])

@@ -96,7 +96,8 @@ def adapter_of(trainer: Any) -> Adapter:
     Args:
         trainer: After `train()`, in a process that holds the whole adapter.
     """
-    return Adapter.of(_weights(trainer))
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return Adapter.of(_weights(trainer), {"alpha": float(model.peft_config["default"].lora_alpha)})
 
 
 def settings(

@@ -16,7 +16,7 @@ from trace_opt.core.context import rollout
 from trace_opt.core.feedback import Feedback
 from trace_opt.core.strand import blames_candidate, here
 from trace_opt.core.tracer import no_trace, plain, record, trace
-from trace_opt.errors import FeedbackError, TraceError, TraceOptError
+from trace_opt.errors import RETRIED_KINDS, FeedbackError, LLMError, OpError, ProblemError, TraceError, TraceOptError
 from trace_opt.llm.meter import LEDGER
 from trace_opt.refine.local import Completions
 from trace_opt.refine.outcomes import Rated
@@ -118,9 +118,12 @@ class Trying:
                 return await self._attempted(memory)
         # nobody records: the reflector is to see the same as if somebody did
         state = rollout()
-        with record(state.values, seed, training=bool(state.training), repeat=state.repeat):
-            output, error = await self._attempted(memory)
-            output = plain(output)
+        try:
+            with record(state.values, seed, training=bool(state.training), repeat=state.repeat):
+                output, error = await self._attempted(memory)
+                output = plain(output)
+        except OpError as error:  # whoever called it knows of no recording
+            raise error.__cause__ or error from None
         return output, error
 
     async def _attempted(self, memory: Sequence[Any]) -> tuple[Any, str | None]:
@@ -134,8 +137,9 @@ class Trying:
             if inspect.isawaitable(output):
                 output = await output
         except Exception as raised:
-            if not blames_candidate(raised):
+            if not _is_fault(raised):
                 raise
+            output = None  # where it was awaited, it is the coroutine
             error = f"{type(raised).__name__}: {raised}"
             self.feedback = Feedback(score=self.of.failed, text=f"the attempt failed with {error}")
         self.part = None if mark is None else mark.part()
@@ -252,7 +256,7 @@ class Trying:
                 self._return, texts, joined(reflections), pairs=of.pairs, seed=seed_of(self.base, "gain", self.number),
                 together=of.is_async,
             )  # fmt: skip
-        labels = () if of.labels is None else tuple(of.labels(self.task))
+        labels = () if of.labels is None else _labelled(of.labels(self.task))
         return Rated(
             completions=drawn, gains=tuple(gains), baseline=baseline, attempt=self.number, labels=labels
         ).to_json()
@@ -264,7 +268,7 @@ class Trying:
             if inspect.isawaitable(output):
                 output = await output
         except Exception as raised:
-            if not blames_candidate(raised):
+            if not _is_fault(raised):
                 raise
             return self.of.failed
         return (await self._said(output)).value or 0.0
@@ -289,6 +293,12 @@ class Trying:
         }  # fmt: skip
 
 
+def _labelled(found: Any) -> tuple[str, ...]:
+    if isinstance(found, str):
+        raise TraceError(f"labels gave {found!r:.60}, a text, whose letters are no labels; return a list of texts")
+    return tuple(found)
+
+
 @contextmanager
 def _guiding(*, alone: bool) -> Generator[None]:
     """Book what is spent meanwhile as the guide's, where nothing else of the rollout runs beside it."""
@@ -303,16 +313,34 @@ def _guiding(*, alone: bool) -> Generator[None]:
         ledger.role = role
 
 
+def _is_fault(error: Exception) -> bool:
+    """Whether an attempt that raised has failed; an outage of a model says nothing of it, nor of a reflection."""
+    return blames_candidate(error) and not (isinstance(error, LLMError) and error.kind in RETRIED_KINDS)
+
+
 def _named(attempt: Callable[..., Any], task: Any) -> dict[str, Any] | None:
-    """What an attempt takes of a task by name; None where it takes the whole."""
-    if not isinstance(task, Mapping):
-        return None
+    """What an attempt takes of a task by name; None where it takes the whole.
+
+    Raises:
+        ProblemError: none of its arguments, or the wrong one, would be handed the reflection.
+    """
     try:
         parameters = list(inspect.signature(attempt).parameters.values())
     except (ValueError, TypeError):  # some builtins tell nothing about theirs
         return None
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    held = cast("Mapping[str, Any]", task)
-    if "reflection" not in names or names[0] not in held:
+    called = getattr(attempt, "__name__", type(attempt).__name__)
+    others = [name for name in names if name != "reflection"]
+    held = cast("Mapping[str, Any]", task if isinstance(task, Mapping) else {})
+    if not names or (names[0] not in held and not (names[0] == "reflection" and held.keys() & set(others))):
+        if names[:1] == ["reflection"]:
+            raise ProblemError(
+                f"the first argument of {called}() is 'reflection', which would be handed the task; put the task first"
+            )
         return None
-    return {name: held[name] for name in names if name in held and name != "reflection"}
+    if "reflection" not in names:
+        raise ProblemError(
+            f"{called}() takes {names[0]!r} of the task by name, so the reflection needs a name too; call that "
+            f"argument 'reflection' (it has {', '.join(map(repr, names))})"
+        )
+    return {name: held[name] for name in others if name in held}

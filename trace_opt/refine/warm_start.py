@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trace_opt.refine.pairs import check_every, pairs_of
 from trace_opt.refine.supervised import Pair, Supervised
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ class WarmStart(Supervised):
         above: Only pairs that gained more are used; None uses all.
         optimizer: A name of the numeric registry.
         seed: Of the orders.
+
+    Raises:
+        ValueError: there is nothing to learn from, something is no pair, or a number is out of its range.
     """
 
     name = "warm start"
@@ -54,8 +58,8 @@ class WarmStart(Supervised):
         if not weights:
             raise ValueError("the warm start got a policy without weights that require grad; give it some to train")
         super().__init__(
-            weights, worth_learning([Pair.of(p) for p in pairs], above), epochs=epochs, batch=batch, lr=lr, clip=clip, optimizer=optimizer,
-            seed=seed,
+            weights, worth_learning(pairs_of(self.name, pairs), above), epochs=epochs, batch=batch, lr=lr, clip=clip, optimizer=optimizer,
+            seed=seed, about=f"{getattr(policy, 'identity', '')}, from {policy.adapter.value.hash}",
         )  # fmt: skip
         self.policy = policy
         policy.load(policy.adapter.value)
@@ -94,8 +98,10 @@ def fine_tune(
         The loss before each step, in nats a token.
 
     Raises:
-        ValueError: there is nothing to learn from, or the checkpoint belongs to another warm start.
+        ValueError: there is nothing to learn from, something is no pair, `every` is no number of steps, or the checkpoint
+            belongs to another warm start: other pairs or options, another policy, or one whose adapter had another value.
     """
+    check_every(WarmStart.name, every)
     losses = WarmStart(policy, pairs, **options).run(checkpoint, every)
     policy.adapter.value = policy.dump()
     return losses

@@ -59,12 +59,14 @@ class Asking:
     Attributes:
         turn_of: Places of the optimizers that own a parameter.
         failures: How many models failed in a row.
+        silent: Why an optimizer that proposed nothing did so, the last time, by its class name.
         saved: Where proposals stood that an earlier session had under way, by name.
     """
 
     def __init__(self, session: Session, minibatch: int, *, tests: bool) -> None:
         self.turn_of = sorted(set(session.owned.values()))
         self.failures = 0
+        self.silent: dict[str, str] = {}
         self.saved: Mapping[str, Any] = {}
         self._session = session
         self._bench = session.bench
@@ -172,6 +174,8 @@ class Asking:
     def _made(self, optimizer: Optimizer, asked: Asked, proposal: Proposal, verdict: str) -> Attempt | None:
         """A proposal as an attempt; None where it proposes nothing."""
         if not proposal.values and not verdict:
+            if proposal.reason:
+                self.silent[type(optimizer).__name__] = proposal.reason
             return None
         attempt = Attempt(
             asked.number, asked.step, asked.slot, optimizer, type(optimizer).__name__, asked.base, proposal,

@@ -14,9 +14,8 @@ from trace_opt.search.measures import error_rates
 from trace_opt.search.racing import RUNGS
 
 if TYPE_CHECKING:
+    from trace_opt.optim.base import Optimizer
     from trace_opt.search.settings import Settings
-
-_NUMERIC = "trace_opt.optim.numeric"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,12 +24,15 @@ class Proposing:
 
     Attributes:
         rollouts: How many rollouts, for one that is no better than what it is compared with: its minibatch, and both
-            candidates on the examples that the search gate takes on average.
-        most_rollouts: How many at most: both candidates on all validation examples.
+            candidates on the examples that the search gate takes on average, and what it is trained on.
+        most_rollouts: How many at most: both candidates on all validation examples, and the most that any optimizer
+            trains on.
         asked: How many model calls optimizers make for it, on average over those that take turns.
         call: What such a call costs at most; None where none is made.
         race: How many rollouts the race before takes; 0 without one.
-        trained: Names of the classes of optimizers that train, and run rollouts of their own for it.
+        training: How many of `rollouts` optimizers run themselves to make it, on average over those that take turns. One
+            that the budget cuts short runs fewer, and is tested all the same.
+        trained: Names of the classes of optimizers that run rollouts of their own, of which it is not known how many.
     """
 
     rollouts: int
@@ -38,6 +40,7 @@ class Proposing:
     asked: float
     call: Cost | None
     race: int
+    training: int = 0
     trained: tuple[str, ...] = ()
 
 
@@ -58,7 +61,7 @@ class Bought:
     unknown: tuple[str, ...]
 
 
-def proposing(settings: Settings, optimizers: Sequence[Any], *, batch: int, raced: int) -> Proposing:
+def proposing(settings: Settings, optimizers: Sequence[Optimizer], *, batch: int, raced: int) -> Proposing:
     """What one proposal takes.
 
     Args:
@@ -72,12 +75,18 @@ def proposing(settings: Settings, optimizers: Sequence[Any], *, batch: int, race
     most = total if settings.search.tests else 0
     asking = [optimizer for optimizer in optimizers if models_of([optimizer])]
     calls = [cost for optimizer in asking if (cost := _call(optimizer)) is not None]
+    examples, batches = len(settings.data.train), settings.data.batches
+    minibatch = min(settings.search.minibatch, examples)
+    own = [optimizer.rollouts_at_most(examples, minibatch, batches=batches) for optimizer in optimizers]
+    known = [count for count in own if count is not None]
+    training = math.ceil(sum(known) / max(1, len(own)))
     return Proposing(
-        rollouts=batch + math.ceil(2 * looks * settings.repeats), most_rollouts=batch + 2 * most * settings.repeats,
+        rollouts=batch + training + math.ceil(2 * looks * settings.repeats),
+        most_rollouts=batch + max(known, default=0) + 2 * most * settings.repeats, training=training,
         asked=len(asking) / len(optimizers) if optimizers else 0.0,
         call=max(calls, key=lambda cost: (cost.usd or 0.0, cost.tokens), default=None),
         race=_race(raced, total, getattr(settings.search, "rungs", RUNGS)) * settings.repeats,
-        trained=tuple(dict.fromkeys(type(o).__name__ for o in optimizers if type(o).__module__.startswith(_NUMERIC))),
+        trained=tuple(dict.fromkeys(type(o).__name__ for o, n in zip(optimizers, own, strict=True) if n is None)),
     )  # fmt: skip
 
 

@@ -126,7 +126,8 @@ class Session:
         if patience is not None and self._since >= patience:
             return f"no trial was accepted among the last {self._since}"
         if self._idle >= max(3, len(self._asking.turn_of)):
-            return "no optimizer has anything left to propose"
+            why = "; ".join(f"{name}: {reason:.300}" for name, reason in self._asking.silent.items())
+            return f"no optimizer has anything left to propose{f' ({why})' if why else ''}"
         if not self.bench.ledger.may_try():
             return f"the budget of {self.bench.ledger.budget.trials} trials is spent"
         if not self._asking.turn_of:

@@ -157,19 +157,40 @@ def p_value(pairs: Paired) -> float:
 def difference_interval(pairs: Paired, alpha: float = 0.05) -> tuple[float, float]:
     """An interval of the mean difference.
 
-    Where only signs count it is Clopper and Pearson's for the share of wins among the examples that differ, so that it
-    excludes 0 exactly when the two-sided sign test is below alpha; else a bootstrap.
+    Where only signs count it is Tango's, by the score test, wide enough to hold 0 wherever the exact two-sided sign test is
+    not below alpha; else a bootstrap. Source: Tango, Statistics in Medicine 17 (1998), 891-908.
     """
-    n, wins, losses = len(pairs.differences), pairs.wins, pairs.losses
     if not pairs.signs_only:
         return bootstrap(pairs.differences, alpha)
-    size = max((abs(d) for d in pairs.differences), default=0.0)
-    moved = wins + losses
-    if not moved:
-        # nothing differed, so at most 3/n of unseen examples would (the rule of three), of one unit each
-        return -min(1.0, 3 / n), min(1.0, 3 / n)
-    low, high = clopper_pearson(wins, moved, alpha)
-    return size * (2 * low - 1) * moved / n, size * (2 * high - 1) * moved / n
+    n, wins, losses = len(pairs.differences), pairs.wins, pairs.losses
+    size = max((abs(d) for d in pairs.differences), default=0.0) or 1.0
+    z = NormalDist().inv_cdf(1 - alpha / 2)
+    low = -_bound(n, losses, wins, z)
+    high = _bound(n, wins, losses, z)
+    if sign_test(wins, losses) >= alpha:
+        low, high = min(low, 0.0), max(high, 0.0)
+    return size * low, size * high
+
+
+def _bound(n: int, wins: int, losses: int, z: float) -> float:
+    """The greatest difference of two shares that a score test of its size does not refuse."""
+
+    def excess(delta: float) -> float:
+        # the likeliest share of losses where the difference is delta
+        b = (2 * n - wins + losses) * delta - wins - losses
+        lost = (math.sqrt(max(0.0, b * b + 8 * n * losses * delta * (1 - delta))) - b) / (4 * n)
+        spread = math.sqrt(max(0.0, n * (2 * lost + delta * (1 - delta))))
+        distance = n * delta - (wins - losses)
+        return distance / spread if spread > 0 else math.copysign(math.inf, distance or 1.0)
+
+    low, high = (wins - losses) / n, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if excess(middle) < z:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
 
 
 def clopper_pearson(successes: int, n: int, alpha: float = 0.05) -> tuple[float, float]:

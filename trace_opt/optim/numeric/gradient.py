@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from trace_opt.core.parameter import Parameter, is_tensor
 from trace_opt.core.rollout import Rollouts
 from trace_opt.errors import TraceError
-from trace_opt.optim.base import Optimizer, Outcome, Proposal, Trial
+from trace_opt.optim.base import Optimizer, Outcome, Proposal, Trial, rollouts_of
 from trace_opt.optim.numeric.kept import SHRINK, PhaseStates
 from trace_opt.optim.numeric.training import Options, Training
 
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
     from trace_opt.optim.numeric.registry import Stepper
     from trace_opt.optim.numeric.schedules import Refined
+
+
+_ONCE = ("mean", "mgda", "upgrad")
+"""Ways to combine losses that take no rollouts besides the minibatch's."""
 
 
 class Gradient(Optimizer):
@@ -95,6 +99,22 @@ class Gradient(Optimizer):
             return Proposal(reason="the phase changed nothing")
         notes = {**self._notes(phase), **self._kept.wait(key, made, phase.progress.dump())}
         return Proposal(values, self._said(phase), notes, phase=True)
+
+    def rollouts_at_most(self, examples: int, minibatch: int, *, batches: int | None = None) -> int | None:  # noqa: ARG002
+        """The minibatches of a phase; None where batches grow, choices are drawn or a preference is asked for too."""
+        from trace_opt.optim.numeric.phase import first_batch
+
+        training = self.training
+        if (
+            not isinstance(training.batch, int | None)
+            or training.estimator is not None
+            or training.combine not in _ONCE
+        ):
+            return None
+        epoch = batches or examples
+        size = training.batch or first_batch(epoch, batched=batches is not None)
+        steps = training.steps or -(-epoch // size)
+        return rollouts_of(min(steps, training.total_steps or steps), size, epoch)
 
     def _said(self, phase: Any) -> str:
         failed = f", {phase.failed} training rollouts failed" if phase.failed else ""

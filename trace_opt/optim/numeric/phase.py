@@ -136,7 +136,7 @@ class Phase:
         given = self.training.batch
         if isinstance(given, BatchGrowth):
             return given.start
-        return given if given is not None else 1 if self._rollouts.batches is not None else min(_BATCH, self._size)
+        return given if given is not None else first_batch(self._size, batched=self._rollouts.batches is not None)
 
     def _planned(self) -> int:
         """Steps that this phase is to take: an epoch, what was asked for, or what is left of the training."""
@@ -297,6 +297,16 @@ class Phase:
             found[name] = tensor.detach().to(self.tensors[name].initial.device, copy=True)
         found |= {name: tensor.detach().to(self._homes[name], copy=True) for name, tensor in self.buffers.items()}
         return found if self.choices is None else {**found, **self.choices.best()}
+
+
+def first_batch(examples: int, *, batched: bool) -> int:
+    """Training rollouts of a step where nothing is said of them.
+
+    Args:
+        examples: How many there are to train on.
+        batched: Whether they are the batches of a DataLoader.
+    """
+    return 1 if batched else min(_BATCH, examples)
 
 
 def leaf(value: torch.Tensor, device: str | None, like: torch.Tensor) -> torch.Tensor:

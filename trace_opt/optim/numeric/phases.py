@@ -126,6 +126,10 @@ class Phases(Optimizer):
         notes |= work.notes(now) | self._kept.wait(key, made, work.dump(now))
         return Proposal(values, said, notes, phase=True)
 
+    def rollouts_at_most(self, examples: int, minibatch: int, *, batches: int | None = None) -> int | None:  # noqa: ARG002
+        """None: how many points a step takes shows on the way."""
+        return None
+
     def observe(self, proposal: Proposal, outcome: Outcome) -> None:
         """Keep the state of a phase that is built on; forget that of one that was dropped."""
         self._kept.observe(proposal, outcome)

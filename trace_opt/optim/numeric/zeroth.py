@@ -133,6 +133,10 @@ class ZerothOrder(Optimizer):
         self._keep(proposal, Kept(phase.known, context, hashed, len(history)))
         return proposal
 
+    def rollouts_at_most(self, examples: int, minibatch: int, *, batches: int | None = None) -> int | None:  # noqa: ARG002
+        """All queries on the minibatch; None where their number depends on the coordinates and the budget."""
+        return None if self.queries is None else self.queries * (minibatch or examples)
+
     def observe(self, proposal: Proposal, outcome: Outcome) -> None:  # noqa: ARG002 # accepted or not, the queries stand
         """Let the queries of a phase count from now on."""
         key = canonical(dict(proposal.values))

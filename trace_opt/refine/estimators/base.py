@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from trace_opt.refine.advantages import Baseline, BaselineName, Running, baseline_of, returns_to_go
 
@@ -74,9 +74,11 @@ class Estimator(ABC):
         entropy: What a nat of entropy earns: minus the log probability of what was sampled is added to each reward.
 
     Attributes:
+        draws: How often an update draws at most.
         updates: How many were made.
     """
 
+    draws: ClassVar[int] = 1
     updates: int
 
     def __init__(

@@ -36,6 +36,8 @@ class HARPG(Momentum):
         **options: Those of `Estimator`; a leave-one-out baseline is within each of the two samples.
     """
 
+    draws = 2
+
     def __init__(
         self, policy: Policy, *, lr: float, normalised: bool = True, schedule: Schedule | None = None, seed: int = 0,
         **options: Any,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -71,7 +72,7 @@ class Recipe:
         """The recipe of a name, a class or a function, the options' names checked as far as they are known.
 
         Raises:
-            ValueError: there is no such estimator, or it has no such option.
+            ValueError: there is no such estimator, it has no such option, or a number is out of its range.
         """
         if not isinstance(estimator, str):
             made = getattr(estimator, "__name__", type(estimator).__name__)
@@ -89,6 +90,8 @@ class Recipe:
     def _check(self) -> None:
         if not self.lr > 0:
             raise ValueError(f"{self.name} got lr={self.lr!r}; give a number above 0")
+        if not 0 <= self.kl < math.inf:
+            raise ValueError(f"{self.name} got kl={self.kl!r}; give a number of 0 or more")
         if not isinstance(self.make, type):
             return
         known = {"kl"}
@@ -106,6 +109,11 @@ class Recipe:
         """Whether what it makes judges completions against others of their prompt, as far as the options tell."""
         grouped = isinstance(self.make, type) and issubclass(self.make, GRPO)
         return grouped or self.options.get("baseline") == "leave-one-out"
+
+    @property
+    def draws(self) -> int | None:
+        """How often an update draws at most; None where a function makes the estimator, which may be any."""
+        return self.make.draws if isinstance(self.make, type) and issubclass(self.make, Estimator) else None
 
     def __call__(self, policy: Policy, scale: float = 1.0) -> Estimator:
         """An estimator of a policy.
