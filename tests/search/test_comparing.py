@@ -228,6 +228,35 @@ def test_a_candidate_that_gets_worse_in_another_score_is_dropped_unless_its_marg
         run(margins={"short": -1})
 
 
+def test_nothing_is_claimed_of_a_best_that_is_worse_in_a_score_that_was_not_to_get_worse() -> None:
+    """The claim looks at every score that the search guards, on the held-out examples."""
+    p = Parameter(0, name="p")
+
+    def workflow(x: int) -> dict[str, float]:
+        return {"right": float(p.value == 1 or x % 2), "short": 0.9 - 0.6 * (p.value == 1 and x >= 200)}
+
+    run = searched(workflow, [{"p": 1}], two, test=list(range(200, 260)), margins={"short": 0.5})
+    assert run.best == {"p": 1}
+    report = run.report()
+    assert (report.claim, report.difference.claim) == ("none", "better")
+    assert "'short' is worse than the start's by more than its margin, so nothing is claimed" in str(report)
+    assert "short: 0.900 -> 0.300" in str(report)
+
+
+def test_failed_rollouts_never_count_as_good_ones() -> None:
+    """Where all others score 1, the lowest score seen is no score for a failure."""
+    p = Parameter("bad", name="p")
+
+    def workflow(x: int) -> str:
+        if p.value == "bad":
+            raise ValueError("no")
+        return "fine"
+
+    run = searched(workflow, [{"p": "fine"}], lambda _, __: 1.0, target=0.9)
+    report = run.report()
+    assert (report.start.mean, report.best.mean, report.difference.mean) == (0.0, 1.0, 1.0)
+
+
 def test_weights_decide_by_the_sum_everywhere() -> None:
     p = Parameter(0, name="p")
     whole: Any = {"search": Greedy(minibatch=1, gate=Gate(alpha=0.05, gamma=0.0))}
@@ -238,7 +267,7 @@ def test_weights_decide_by_the_sum_everywhere() -> None:
     report = run.report()
     assert report.best.mean == pytest.approx(2.3)
     assert report.best.means == pytest.approx({"weighted": 2.3, "right": 1.0, "short": 0.3})
-    assert "right: 1.000" in str(report)
+    assert "right: 0.500 -> 1.000" in str(report)
     with pytest.raises(FeedbackError, match="weights name the score 'rigth'"):
         searched(trading(p), [{"p": 1}], two, weights={"rigth": 1.0})
 

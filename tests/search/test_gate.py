@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -316,6 +318,41 @@ def test_a_loss_within_the_margin_is_no_matter() -> None:
     verdict = comparison.extend([several(0, -0.10)] * 100, [several(1, -0.14)] * 100)
     assert verdict is not None
     assert (verdict.outcome, verdict.measure) == ("better", "right")
+
+
+def test_what_is_better_early_is_not_found_so_before_others_had_their_last_look() -> None:
+    """A hundredfold cost shows within eight examples; it was let through after as many as the first score needed."""
+    guarded = [Measure(name="right", two_valued=True), Measure(name="cheap")]
+
+    def ended(cheap: float) -> Any:
+        comparison = Gate.search().begin(30, guarded)
+        return comparison.extend([several(0, -1.0)] * 30, [several(1, cheap)] * 30)
+
+    free, dear = ended(-1.0), ended(-100.0)
+    assert (free.outcome, free.n < 5) == ("better", True)
+    assert (dear.outcome, dear.measure) == ("worse", "cheap")
+    assert 5 <= dear.n <= 8
+
+
+def test_scores_between_two_values_are_taken_at_their_size_though_the_start_had_none() -> None:
+    """A start of zeros says nothing of them: many small losses do not hide behind few large gains, nor the reverse."""
+    gate = Gate(gamma=0.0)
+    rng = random.Random(3)
+    after = [0.61 if rng.random() < 0.7 else 0.05 for _ in range(100)]
+    verdict = gate.begin(100, [Measure(two_valued=True)]).extend([0.6] * 100, after)
+    assert verdict is not None
+    assert (verdict.outcome, verdict.mean < -0.1) == ("worse", True)
+
+
+def test_a_comparison_that_takes_sizes_in_spends_no_more_of_alpha() -> None:
+    """Equal candidates whose differences are of one size at first and of many later: the share found better."""
+    found = 0
+    for seed in range(400):
+        rng = random.Random(seed)
+        after = [rng.choice((-1.0, 1.0)) * (1.0 if i < 20 else rng.random()) for i in range(60)]
+        verdict = Gate(alpha=0.05, gamma=0.0).begin(60, [Measure(two_valued=True)], seed=seed).extend([0.0] * 60, after)
+        found += verdict is not None and verdict.outcome == "better"
+    assert found / 400 < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 400)
 
 
 def test_weights_test_a_sum_and_leave_the_rest_as_guards() -> None:

@@ -50,7 +50,7 @@ class Bench:
         seed: The run's seed.
         ledger: Who pays.
         writer: Who keeps, or None.
-        floor: The lower end of the score range, or None for the lowest score seen.
+        floor: The lower end of the score range, or None for the lowest score seen, 0 at most.
         tell: Takes events, or None.
         keep_graphs: Whether graphs that may be wanted later are kept.
         draws: How often examples are run, and what their score is; once by default.
@@ -106,7 +106,7 @@ class Bench:
         """What a failed rollout counts as in a mean."""
         if self._range_floor is not None:
             return self._range_floor
-        return self.lowest if math.isfinite(self.lowest) else 0.0
+        return min(0.0, self.lowest) if math.isfinite(self.lowest) else 0.0
 
     async def score(self, wanted: Sequence[tuple[Candidate, Sequence[int]]], phase: str) -> None:
         """Have candidates run on examples, those that they were not run on yet.

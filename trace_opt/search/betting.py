@@ -66,11 +66,12 @@ class BettingTest:
         self._seen = 0
         self._sums = 0.0, 0.0
 
-    def look(self, differences: list[float]) -> int:
+    def look(self, differences: list[float], *, last: bool = False) -> int:  # noqa: ARG002 # a bet is worth the same whenever
         """1 where better is found, -1 where worse is, else 0.
 
         Args:
             differences: Of all examples so far; those that are new are one block.
+            last: Whether no other look will follow.
         """
         # a failed rollout may lose by more than the range, and one bet must not ruin
         block = [min(max(d / self._span, -1.0), 1.0) for d in differences[self._seen :]]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from trace_opt.core.codec import dump_value
 from trace_opt.core.memory import MEMORY
 from trace_opt.errors import BudgetError
 from trace_opt.search.candidate import Candidate
+from trace_opt.search.gate import Gate
 from trace_opt.search.measures import error_rates
 from trace_opt.search.memory import saved_json
 from trace_opt.search.objectives import front_rows
@@ -63,7 +65,8 @@ def report_of(
     if best is not start and numbers:
         measure = session.measures[0]
         difference = Difference.of(start.on(numbers), best.on(numbers), measure=measure, seed=settings.seed)
-    claim = "none" if not held_out else "no evidence" if difference is None else difference.claim
+    worse = [] if difference is None else _worse(session, best, numbers, settings.seed)
+    claim = "none" if worse or not held_out else "no evidence" if difference is None else difference.claim
     binary = is_binary(start.on(numbers)) and is_binary(best.on(numbers))
     said = [*data.notes, *([settings.warm.says] if settings.warm.values else []), *notes]
     if not numbers:
@@ -72,6 +75,7 @@ def report_of(
         )
     elif best is start:
         said.append("no proposal was better, so the start's values stay")
+    said += [f"{name!r} is worse than the start's by more than its margin, so nothing is claimed" for name in worse]
     rows = [
         _control(name, control, best, numbers, settings, session) for name, control in (controls or {}).items()
     ]  # fmt: skip
@@ -87,6 +91,25 @@ def report_of(
         reused={} if session.bench.reuse is None else session.bench.reuse.to_json(),
         saved=saved_json(memory.saved) if (memory := MEMORY.get()) is not None else {},
     )  # fmt: skip
+
+
+def _worse(session: Session, best: Candidate, numbers: Sequence[int], seed: int) -> list[str]:
+    """The scores that were not to get worse, and did."""
+    found: list[str] = []
+    for measure in session.measures[1:]:
+        pairs = [
+            (
+                None if before is None else before[measure.name],
+                None if after is None else after[measure.name] + measure.margin,
+            )
+            for before, after in ((session.start.scores[n].several, best.scores[n].several) for n in numbers)
+        ]
+        signs = replace(measure, margin=0.0, two_valued=measure.two_valued and not measure.margin)
+        comparison = Gate.phase().begin(len(pairs), [signs], seed=seed)
+        verdict = comparison.extend(*zip(*pairs, strict=True))
+        if verdict is not None and verdict.outcome == "worse":
+            found.append(measure.name)
+    return found
 
 
 def _control(

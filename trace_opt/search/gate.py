@@ -29,6 +29,9 @@ Outcome = Literal["better", "worse", "futile", "undecided"]
 Result = float | Mapping[str, float] | None
 """The score of a rollout, or several by name; None where it failed."""
 
+GUARDED = 8
+"""How many examples a score that looks worse gets to be found worse, before another is found better."""
+
 FEW = 100
 """Below so many validation examples a run should warn: only large gains show."""
 
@@ -226,7 +229,7 @@ def _split(measures: list[Measure], weights: Mapping[str, float] | None) -> tupl
 
 
 class _Test(Protocol):
-    def look(self, differences: list[float]) -> int: ...
+    def look(self, differences: list[float], *, last: bool = False) -> int: ...
     def moments(self) -> tuple[float, float]: ...
 
 
@@ -235,8 +238,11 @@ class _Track:
 
     def __init__(self, gate: Gate, horizon: int, measure: Measure, weights: Mapping[str, float], seed: int) -> None:
         self.measure = measure
+        self._gate, self._horizon, self._seed = gate, horizon, seed
         self._weights = weights
         self._most = 0.0
+        self._size = 0.0
+        self._graded = False
         self._differences: list[float] = []
         self._failed: dict[int, int] = {}
         self.test = _test_of(gate, horizon, measure, seed)
@@ -244,7 +250,10 @@ class _Track:
     def add(self, before: Result, after: Result) -> None:
         if before is not None and after is not None:
             difference = math.fsum(w * (_of(after, n) - _of(before, n)) for n, w in self._weights.items())
-            self._most = max(self._most, abs(difference))
+            size = abs(difference)
+            self._most = max(self._most, size)
+            self._size = self._size or size
+            self._graded = self._graded or (size > 0 and not math.isclose(size, self._size, rel_tol=1e-9))
         else:
             difference = 0.0
             self._failed[len(self._differences)] = (before is None) - (after is None)
@@ -257,9 +266,19 @@ class _Track:
             self._differences[index] = sign * (self._most or 1.0)
         return self._differences
 
-    def look(self) -> int:
+    @property
+    def is_behind(self) -> bool:
+        """Whether the mean is worse by more than the margin, found so or not."""
+        return math.fsum(self.differences) / max(1, len(self._differences)) < -self.measure.margin
+
+    def look(self, *, last: bool = False) -> int:
+        if self._graded and isinstance(self.test, SignTest):
+            # a start that scored 0 throughout told nothing of values between; that there are some says nothing of which
+            # side is better, and what signs may have spent of alpha is not spent again
+            left = self.test.left(self._gate.alpha, self._gate.planned), self.test.left(self._gate.worse_alpha)
+            self.test = SignFlipTest(self._horizon, *left, seed=self._seed, planned=self._gate.planned)
         margin = self.measure.margin
-        return self.test.look([d + margin for d in self.differences] if margin else self.differences)
+        return self.test.look([d + margin for d in self.differences] if margin else self.differences, last=last)
 
 
 def _of(result: float | Mapping[str, float], name: str) -> float:
@@ -328,10 +347,12 @@ class Comparison:
 
     def _look(self) -> Verdict | None:
         found = self._tested.look()
-        worse = [track.measure.name for track in self._others if track.look() < 0]
+        # what is found better early leaves no later looks to find another score worse
+        worse = [track.measure.name for track in self._others if track.look(last=found > 0) < 0]
         if found < 0 or worse:
             return self._ended("worse", self._tested.measure.name if found < 0 else worse[0])
-        if found > 0:
+        few = self.n < min(GUARDED, self._horizon)
+        if found > 0 and not (few and any(track.is_behind for track in self._others)):
             return self._ended("better", self._tested.measure.name)
         if self.n == self._horizon:
             return self._ended("undecided", self._tested.measure.name)

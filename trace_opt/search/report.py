@@ -25,7 +25,7 @@ class Summary:
     """The scores of one set of values.
 
     Attributes:
-        mean: Mean score, failed rollouts taken at the lower end of the score range (else at the lowest score seen).
+        mean: Mean score, failed rollouts taken at the lower end of the score range (else at the lowest score seen, at 0 at most).
         low, high: Its 95 % interval; Wilson's where every score is 0 or 1.
         n: How many examples.
         failed: How many of them failed.
@@ -251,7 +251,8 @@ class Report:
             lines.append(f"  start       {self.start}")
         lines.append(f"  {'best ' if self.start is not None else 'score'}       {self.best}")
         for name, value in [] if self.controls else list(self.best.means.items())[1:]:
-            lines.append(f"    {name}: {value:.3f}")
+            before = None if self.start is None else self.start.means.get(name)
+            lines.append(f"    {name}: {'' if before is None else f'{before:.3f} -> '}{value:.3f}")
         if self.difference is not None:
             lines.append(f"  difference  {self.difference} (bounds of 95 % each)")
         if self.examples != "given":

@@ -87,11 +87,12 @@ class SignFlipTest:
         self._order: list[int] = []
         self._differences: list[float] = []
 
-    def look(self, differences: list[float]) -> int:
+    def look(self, differences: list[float], *, last: bool = False) -> int:
         """1 where better is found, -1 where worse is, else 0; it looks at every 10th example or more rarely.
 
         Args:
             differences: Of all examples so far, in their order.
+            last: Whether no other look will follow, so that all of alpha is spent.
         """
         import numpy as np
 
@@ -100,14 +101,13 @@ class SignFlipTest:
         self._order += sorted(range(len(self._order), n), key=lambda i: (abs(differences[i]), differences[i]))
         cut = winsorised(differences)
         self._differences = [cut[i] for i in self._order]
-        if n < self._horizon and n - self._looked < max(FEWEST, self._horizon // 20):
+        last = last or n == self._horizon
+        if not last and n - self._looked < max(FEWEST, self._horizon // 20):
             return 0
         self._looked = n
         # flips are of the observed signs: row 0 keeps them, every other row turns some
         sums = self._signs[:, :n] @ np.array(self._differences)
-        spent = [
-            alpha if n == self._horizon else planned_alpha(alpha, n / (by * self._horizon)) for alpha, by in self._alpha
-        ]
+        spent = [alpha if last else planned_alpha(alpha, n / (by * self._horizon)) for alpha, by in self._alpha]
         up, down = self._up.crossed(sums, spent[0]), self._down.crossed(-sums, spent[1])
         # with a large alpha most ranks cross, those of sums that speak against it too
         return int(up and sums[0] > 0) - int(down and sums[0] < 0)

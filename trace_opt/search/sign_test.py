@@ -120,20 +120,26 @@ class SignTest:
         self._horizon = rule.futility.horizon
         self._seen = self._walk = self._moved = 0
 
-    def look(self, differences: list[float]) -> int:
+    def look(self, differences: list[float], *, last: bool = False) -> int:
         """1 where better is found, -1 where worse is, else 0.
 
         Args:
             differences: Of all examples so far, in their order.
+            last: Whether no other look will follow, so that all of alpha is spent.
         """
         for difference in differences[self._seen :]:
             self._walk += (difference > 0) - (difference < 0)
             self._moved += difference != 0
         self._seen = len(differences)
-        return self._crossed(self._better, self._walk) - self._crossed(self._worse, -self._walk)
+        last = last or self._seen == self._horizon
+        return self._crossed(self._better, self._walk, last=last) - self._crossed(self._worse, -self._walk, last=last)
 
-    def _crossed(self, limits: Bounds, walk: int) -> bool:
-        at_end = self._seen == self._horizon and walk >= limits.last[self._moved]
+    def left(self, alpha: float, planned: float = PLANNED) -> float:
+        """How much of a chance the looks so far cannot have spent."""
+        return alpha - planned_alpha(alpha, self._moved / (planned * self._horizon))
+
+    def _crossed(self, limits: Bounds, walk: int, *, last: bool) -> bool:
+        at_end = last and walk >= limits.last[self._moved]
         return walk >= limits.early[self._moved] or at_end
 
     def moments(self) -> tuple[float, float]:
