@@ -23,6 +23,7 @@ from trace_opt.errors import TraceError
 from trace_opt.optim.numeric.gradient import Gradient
 from trace_opt.search.budget import Budget
 from trace_opt.search.engine import optimize
+from trace_opt.search.rolling import Job, _seed_torch
 
 
 def seeded(module: nn.Module) -> nn.Module:
@@ -327,6 +328,30 @@ def test_optimize_trains_a_module_with_dropout_and_the_same_seed_gives_the_same_
     assert modes == {True, False}
     start = TorchModule(seeded(nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.2), nn.Identity(), nn.Linear(8, 1))).eval())
     assert error < 0.7 * float((start(x) - x.square().sum(1, keepdim=True)).square().mean())
+
+
+def test_a_rollout_that_begins_in_another_thread_leaves_the_chance_of_a_module_alone() -> None:
+    """It seeds the stream of the whole process; it waits until the module has drawn."""
+    job = Job(0, {}, 0, None, bound=((), {}), seed=3)
+    others: list[threading.Thread] = []
+
+    class Meddled(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            others.append(threading.Thread(target=_seed_torch, args=(job,)))
+            others[-1].start()
+            others[-1].join(0.1)
+            return x
+
+    def drawn(first: nn.Module) -> torch.Tensor:
+        net = TorchModule(nn.Sequential(first, nn.Dropout(0.5)), "net")
+        with record(seed=7, training=True):
+            return plain(net(torch.ones(64)))
+
+    alone = drawn(nn.Identity())
+    beside = drawn(Meddled())
+    for other in others:
+        other.join()
+    assert torch.equal(alone, beside)
 
 
 def test_a_phases_own_copies_take_the_running_statistics_as_torch_would_write_them() -> None:

@@ -174,9 +174,12 @@ def test_only_the_users_own_lines_of_a_traceback_are_shown() -> None:
     assert own_lines(text) == '  File "/home/me/agent.py", line 9, in ask\n    return 1 / 0\n           ~~^~~'
 
 
-def test_a_rollout_whose_guide_is_at_it_when_a_run_is_cancelled_is_kept_and_not_run_again(tmp_path: Path) -> None:
+def test_a_rollout_whose_guide_is_at_it_when_a_run_is_cancelled_is_kept_and_not_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A resume would run it once more, so that more rollouts than the budget allows would have been paid for."""
-    p, judged, begun = Parameter(0, name="p"), list[int](), Event()
+    monkeypatch.setattr("trace_opt.search.rolling.GRACE_S", 20.0)
+    p, judged, begun, cancelled = Parameter(0, name="p"), list[int](), Event(), Event()
 
     async def workflow(x: int) -> int:
         await asyncio.sleep(0)
@@ -185,6 +188,7 @@ def test_a_rollout_whose_guide_is_at_it_when_a_run_is_cancelled_is_kept_and_not_
     def guide(out: int, x: int) -> float:
         if len(judged) == 5:
             begun.set()
+            assert cancelled.wait(20)
         sleep(0.06)  # long enough for its graph to be kept
         judged.append(x)
         return 1.0
@@ -199,6 +203,7 @@ def test_a_rollout_whose_guide_is_at_it_when_a_run_is_cancelled_is_kept_and_not_
         if stopped:
             await asyncio.to_thread(begun.wait)
             task.cancel()
+            asyncio.get_running_loop().call_later(0.05, cancelled.set)
         await task
 
     with pytest.raises(asyncio.CancelledError):

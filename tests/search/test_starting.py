@@ -14,6 +14,7 @@ from trace_opt.errors import ProblemError, StoreError
 from trace_opt.search.budget import Budget
 from trace_opt.search.engine import optimize
 from trace_opt.search.options import Event
+from trace_opt.search.splits import split
 from trace_opt.store.store import Store
 
 
@@ -128,3 +129,43 @@ def test_a_resumed_run_starts_where_it_began(line: Line, store: Store) -> None:
         resumed = run_line(line, [{"b": 7}, {"a": 3}], store=store, resume=second.id, **more)
         assert resumed.start == first.best == {"a": 2, "b": 0}
         assert resumed.best == {"a": 3, "b": 7}
+
+
+def test_test_examples_that_the_run_before_used_are_counted(line: Line, store: Store) -> None:
+    """Also those of a run before that one; with the same seed there are none."""
+    first = run_line(line, [{"a": 3}], store=store)
+    same = run_line(line, [{"b": 7}], store=store, start=first.id)
+    assert not any("not held out" in note for note in same.report().notes)
+    events: list[Event] = []
+    other = run_line(line, [{"b": 7}], store=store, start=same.id, seed=1, on_event=events.append)
+    [note] = [note for note in other.report().notes if "not held out" in note]
+    used = {example["x"] for example in parts(line, 0)[0]}
+    count = sum(example["x"] in used for example in parts(line, 1)[1])
+    assert count
+    assert note.startswith(f"{count} of the 8 test examples were used to train or to choose by in run {same.id!r}")
+    assert note in [event.text for event in events]
+    third = run_line(line, [{"b": 6}], store=store, start=other.id, seed=0)
+    assert any(f"in run {other.id!r}" in note for note in third.report().notes)
+
+
+def parts(line: Line, seed: int) -> tuple[list[Any], list[Any]]:
+    """What a seed gives to train or choose by, and to test."""
+    data = split(line.examples(40), None, None, seed)
+    return [data.examples[n] for n in (*data.train, *data.val)], [data.examples[n] for n in data.test]
+
+
+def test_tensors_keep_the_keys_of_their_examples_too(store: Store) -> None:
+    """Where no rollouts are reused."""
+    torch = pytest.importorskip("torch")
+    weight = Parameter(torch.zeros(1), name="weight")
+
+    def workflow(x: int) -> float:
+        return float(weight.value.sum()) + x
+
+    options: dict[str, Any] = {"store": store, "budget": Budget(trials=1)}
+    examples = [{"x": x} for x in range(40)]
+    run = optimize(workflow, examples, lambda out, example: 0.0, optimizers=[Listed([{}])], **options)
+    more = optimize(
+        workflow, examples, lambda out, example: 0.0, optimizers=[Listed([{}])], start=run.id, seed=1, **options
+    )
+    assert any("not held out" in note for note in more.report().notes)

@@ -7,7 +7,7 @@ no global registry exists; dropping the frame frees everything it held.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +24,11 @@ class Process:
     Attributes:
         unwraps: Whether an op called outside a recording may be handed a result or a Parameter: until the first of
             them exists, it need not look at its arguments.
+        outside: Shown every Parameter that is read where neither a recording nor a candidate's values are in force.
     """
 
     unwraps = False
+    outside: tuple[Callable[[Any], None], ...] = ()
 
 
 class RolloutState:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 _OWN = "_trace_opt_own"  # marks a copy of a buffer that belongs to a phase
 
-# torch's global generator is one for the process: whoever seeds it for a call must be alone with it
-_CHANCE = RLock()
+CHANCE = RLock()
+"""Torch's global generator is one for the process: whoever seeds it, or draws from it under a seed, must be alone with it."""
 
 
 class TorchModule(Module):
@@ -220,7 +220,7 @@ def _chance_of(state: RolloutState | None, key: str, tensors: Iterable[torch.Ten
     devices = {tensor.device for tensor in tensors if tensor.device.type == "cuda"}
     generators: list[Any] = [torch.default_generator]
     generators += [torch.cuda.default_generators[device.index or 0] for device in devices]
-    with _CHANCE:
+    with CHANCE:
         before = [generator.get_state() for generator in generators]
         for generator in generators:
             generator.manual_seed(seed)

@@ -149,7 +149,11 @@ class Parameter(Generic[T]):
         if frame is not None and frame.graph.open:
             return frame.read(self)
         state = STATE.get()
-        return self._value if state is None or not state.values else state.values.get(self.name, self._value)
+        if state is None:
+            for note in Process.outside:
+                note(self)
+            return self._value
+        return state.values.get(self.name, self._value) if state.values else self._value
 
     @value.setter
     def value(self, value: T) -> None:

@@ -120,7 +120,7 @@ class _Engine:
         try:
             self.opening.open()
             self.writer = self.opening.writer
-            with remembering(self.opening.memory):
+            with remembering(self.opening.memory), self.opening.strays:
                 result = await self._whole()
         except (KeyboardInterrupt, asyncio.CancelledError):
             self._close("interrupted", "interrupted; everything up to then is kept")
@@ -140,9 +140,12 @@ class _Engine:
         best = session.best()
         announce(self.settings, "test", f"{ended}; testing on {len(self.settings.judged)} examples")
         self.opening.ledger.hold()
-        notes = await run_test(self.settings, session, best)
+        notes = [*self.opening.notes, *await run_test(self.settings, session, best)]
         controls = await run_controls(self.settings, session, best, self.opening, self.executor)
-        report = report_of(self.settings, session, best, self.opening.ledger, [*notes, *controls.notes], controls.rows)
+        if fresh := self.opening.stray(fresh=True):
+            announce(self.settings, "note", fresh)
+        notes += [note for note in (*controls.notes, self.opening.stray()) if note]
+        report = report_of(self.settings, session, best, self.opening.ledger, notes, controls.rows)
         self._lose()
         if self.writer is not None:
             finished(self.writer, session, best, report)

@@ -18,15 +18,18 @@ from trace_opt.search.candidate import Candidate, Score
 from trace_opt.search.defaults import default_optimizers, give_model, models_of, owners, raced
 from trace_opt.search.draws import Draws
 from trace_opt.search.executors import Executor
+from trace_opt.search.failures import Failures
 from trace_opt.search.ledger import Ledger
 from trace_opt.search.measures import declared, says
 from trace_opt.search.memory import memory_of
 from trace_opt.search.racing import RUNGS
-from trace_opt.search.restoring import Stored
-from trace_opt.search.reusing import is_reused, reuse_of
+from trace_opt.search.restoring import Stored, decided, paid, unsaved
+from trace_opt.search.reusing import reuse_of
 from trace_opt.search.rollers import roller_of
 from trace_opt.search.session import Session
 from trace_opt.search.settings import Settings, announce, needs, power_notes, too_small
+from trace_opt.search.starting import used_before
+from trace_opt.search.strays import Strays
 
 if TYPE_CHECKING:
     from trace_opt.core.memory import Memory
@@ -34,6 +37,11 @@ if TYPE_CHECKING:
     from trace_opt.search.gate import Measure
     from trace_opt.store.store import Saved
     from trace_opt.store.writer import Writer
+
+_FIRST = 4
+"""After so many examples a start that costs something is given up, where none of them read a Parameter."""
+_FREE_S = 1.0
+"""So many seconds of rollouts in all count as no cost."""
 
 
 class Opening:
@@ -50,6 +58,8 @@ class Opening:
         memory: What pure ops gave.
         raced: Values to race, by parameter name.
         scores: What earlier sessions left, by candidate, then by example and repeat.
+        notes: What the report must say of the beginning.
+        strays: Notes parameters that are read where no recording sees it.
     """
 
     ledger: Ledger
@@ -61,6 +71,9 @@ class Opening:
         self.writer: Writer | None = None
         self.raced: Mapping[str, Sequence[Any]] = {}
         self.scores: Mapping[int, Mapping[tuple[int, int], Score]] = {}
+        self.notes: list[str] = []
+        self.strays = Strays()
+        self._failures = Failures()
         self._executor = executor
         self._saved: Saved | None = None
         self._optimizers: list[Optimizer] = settings.optimizers or []
@@ -83,17 +96,19 @@ class Opening:
         spent = {} if saved is None else dict(saved.spend)
         self.ledger = Ledger(
             settings.budget, spent=spent, journal=self.writer,
-            rollouts=0 if saved is None else _paid(saved), trials=0 if saved is None else _decided(saved),
+            rollouts=0 if saved is None else paid(saved), trials=0 if saved is None else decided(saved),
             seconds=0.0 if saved is None else saved.seconds, flights=0 if saved is None else saved.flights,
         )  # fmt: skip
-        self.ledger.unsaved = 0 if saved is None else _unsaved(saved)
-        roller = roller_of(settings, self.ledger, self._executor)
+        self.ledger.unsaved = 0 if saved is None else unsaved(saved)
+        roller = self._roller = roller_of(settings, self.ledger, self._executor)
         roller.late = self._late
         self.bench = Bench(
             roller, self._executor, settings.data, seed=settings.seed, ledger=self.ledger, writer=self.writer,
             floor=settings.floor, tell=settings.goals.on_event, draws=Draws(settings.data, settings.repeats, settings.weights),
         )  # fmt: skip
         self.bench.reuse = reuse_of(settings, self.writer, saved)
+        used = used_before(settings.warm, settings.store, settings.data, settings.judged)
+        self.notes += [used] if used else []
         self._announce()
 
     def _assign(self, parameters: Mapping[str, Parameter[Any]]) -> None:
@@ -188,7 +203,7 @@ class Opening:
         )  # fmt: skip
         if self.settings.goals.on_event is None:
             return
-        for note in (*data.notes, *power_notes(self.settings)):
+        for note in (*data.notes, *self.notes, *power_notes(self.settings)):
             announce(self.settings, "note", note)
 
     # -- the start ---------------------------------------------------------------------------------------------------
@@ -204,6 +219,7 @@ class Opening:
         scores = self.scores = self._stored_scores()
         start = Candidate(0, {}, "", accepted=True)
         self.bench.draws.load(start, scores.get(0, {}))
+        self._failures.load(self.bench.stored)
         parameters = await self._scored(start)
         if self.settings.parameters is None:
             self._assign(parameters)
@@ -212,6 +228,7 @@ class Opening:
         start.kept = {n: replace(rollout, values=start.values) for n, rollout in start.kept.items()}
         self.bench.parameters = parameters
         self._check_start(parameters, start)
+        self._warn(start)
         if self.settings.warm.values:
             announce(self.settings, "note", self.settings.warm.note(parameters), start=list(self.settings.warm.values))
         session = Session(
@@ -242,32 +259,69 @@ class Opening:
         own = {name: warm.own(name, parameter) for name, parameter in (declared or {}).items()}
         start.values = own or dict(warm.values)
         bench.watch(on=True)
+        self._roller.failed = self._failures.note
         self.ledger.on_first = self._check_calls if self._saved is None else None
         if not start.scores:
-            # alone, so that a mistake shows before many calls are paid for
-            await bench.score([(start, bench.order[:1])], "start")
-            self._known(declared)
+            await self._looked(start, declared)
         if self.settings.search.tests:
             await bench.score([(start, bench.order)], "start")
         bench.watch(on=False)
-        return self._known(declared)
+        self._roller.failed = None
+        return self._known(declared, start)
 
-    def _known(self, declared: dict[str, Parameter[Any]] | None) -> dict[str, Parameter[Any]]:
+    async def _looked(self, start: Candidate, declared: dict[str, Parameter[Any]] | None) -> None:
+        """Run examples alone until one reads a parameter, so that a mistake shows before many calls are paid for.
+
+        Raises:
+            ProblemError: the first few read none and others would cost something, or one is nobody's.
+        """
+        order = self.bench.order
+        for count, number in enumerate(order, 1):
+            await self.bench.score([(start, [number])], "start")
+            if declared is not None or self._reached():
+                break
+            ran = [start.scores[n] for n in order[:count]]
+            if count >= _FIRST and (any(s.cost.calls for s in ran) or sum(s.seconds for s in ran) >= _FREE_S):
+                break
+        if declared is None:
+            self._known(declared, start)
+
+    def _warn(self, start: Candidate) -> None:
+        """Say, and note for the report, what makes all that follows doubtful."""
+        failed = self._failures.of_all(start.known(self.bench.order))
+        self.notes += [failed] if failed else []
+        for note in (failed, self.stray(fresh=True)):
+            if note:
+                announce(self.settings, "note", note)
+
+    def stray(self, *, fresh: bool = False) -> str:
+        """What is to be said of parameters that were read where no recording sees it; "" where none was.
+
+        Args:
+            fresh: Whether only of those of which nothing was said yet.
+        """
+        known = [*(self.settings.parameters or {}).values(), *self.bench.parameters.values()]
+        return self.strays.says([*known, *self.settings.reach.parameters_named()], fresh=fresh)
+
+    def _known(self, declared: dict[str, Parameter[Any]] | None, start: Candidate) -> dict[str, Parameter[Any]]:
         """The parameters that may change: those declared, else those that the start's rollouts read.
 
         Raises:
             ProblemError: there is none, or one is nobody's.
         """
-        reached = self._reached()
+        reached, ran = self._reached(), start.known(self.bench.order)
+        failed = self._failures.says(ran)
         if declared is not None:
             idle = [name for name in declared if name not in reached and not declared[name].frozen]
             if idle:
-                announce(self.settings, "note", f"the start's rollouts did not read {', '.join(map(repr, idle))}")
+                why = f"; {failed}" if failed else ""
+                announce(self.settings, "note", f"the start's rollouts did not read {', '.join(map(repr, idle))}{why}")
             return declared
         if not reached:
-            raise ProblemError(
-                "the workflow read no Parameter on the validation examples; read one by .value in the workflow or in an op"
-            )
+            few = "" if len(ran) == len(self.bench.order) else f"first {len(ran)} "
+            hint = self.stray() or "read one by .value in the workflow or in an op"
+            why = f"{failed}; mend that first" if failed else hint
+            raise ProblemError(f"the workflow read no Parameter on the {few}validation examples; {why}")
         if self.settings.optimizers is not None:
             owners(reached.values(), self.settings.optimizers)
         return reached
@@ -338,20 +392,3 @@ class Opening:
     def _graph_of(self, candidate: int, example: int) -> Callable[[], str | None]:
         store, run = self.settings.store, "" if self._saved is None else self._saved.id
         return lambda: None if store is None else store.graph(run, candidate, example)
-
-
-def _paid(saved: Saved) -> int:
-    """How many rollouts count against the budget: not those that were taken from other runs."""
-    # those of no candidate are counted with what was not saved
-    return sum(row["candidate"] != -1 and not is_reused(row) for row in saved.rollouts) + _unsaved(saved)
-
-
-def _unsaved(saved: Saved) -> int:
-    """How many rollouts were paid for that no row tells of."""
-    return int(saved.states.get("unsaved", 0))
-
-
-def _decided(saved: Saved) -> int:
-    """How many trials had a verdict that the state knows of."""
-    search = saved.states.get("search")
-    return 0 if search is None else sum(trial["step"] <= search["step"] for trial in saved.trials)

@@ -1,4 +1,4 @@
-"""Rollouts that an earlier session left in the store, made into rollouts again."""
+"""What an earlier session left in the store: its rollouts, made into rollouts again, and what it had spent of them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from trace_opt.search.candidate import Score
 if TYPE_CHECKING:
     from trace_opt.core.parameter import Parameter
     from trace_opt.search.rolling import Job
+    from trace_opt.store.store import Saved
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,3 +50,22 @@ def restored(job: Job, stored: Stored, graph: Graph, parameters: Mapping[str, Pa
         feedback=Feedback(score=score, text=data.get("text", "")), error=data.get("error"), cost=stored.score.cost,
         seconds=stored.score.seconds,
     )  # fmt: skip
+
+
+def paid(saved: Saved) -> int:
+    """How many rollouts count against the budget: not those that were taken from other runs."""
+    from trace_opt.search.reusing import is_reused
+
+    # those of no candidate are counted with what was not saved
+    return sum(row["candidate"] != -1 and not is_reused(row) for row in saved.rollouts) + unsaved(saved)
+
+
+def unsaved(saved: Saved) -> int:
+    """How many rollouts were paid for that no row tells of."""
+    return int(saved.states.get("unsaved", 0))
+
+
+def decided(saved: Saved) -> int:
+    """How many trials had a verdict that the state knows of."""
+    search = saved.states.get("search")
+    return 0 if search is None else sum(trial["step"] <= search["step"] for trial in saved.trials)

@@ -33,7 +33,10 @@ CONTENT = "content"
 """The state that says what a run's rollouts depend on."""
 
 _RUNS = "reuse"
-_KEY = 16
+KEY = 16
+"""How much of an example's key is kept."""
+
+_EXAMPLES = "examples"
 
 Values = tuple[str, ...]
 """Hashes of the values of all parameters, in the order of their names."""
@@ -90,7 +93,7 @@ class Reuse:
     def find(self, job: Job) -> Found | None:
         """A rollout that is the same as a job would be, or None."""
         for run, candidate in self._places.get(self._values(job), ()):
-            for number in self._examples[run].get(self._keys[job.number][:_KEY], ()):
+            for number in self._examples[run].get(self._keys[job.number][:KEY], ()):
                 row = self._rows_of(run).get((candidate, number, job.repeat))
                 found = None if row is None else self._made(job, run, row)
                 if found is not None:
@@ -180,12 +183,14 @@ def reuse_of(settings: Settings, writer: Writer | None, saved: Saved | None) -> 
     if writer is None or store is None:
         return None
     known = {parameter.name: parameter for parameter in settings.reach.parameters_named()} | (settings.parameters or {})
+    keys = [key[:KEY] for key in settings.data.keys]
     if any(parameter.kind == "tensor" for parameter in known.values()):
+        if saved is None:
+            writer.state(_EXAMPLES, {"keys": keys})
         return None  # phases make rollouts of their own, and a store holds tensors as blobs
     problem = _problem(settings.reach)
     if saved is None:
         base = {name: _hash(parameter, parameter.initial) for name, parameter in known.items()}
-        keys = [key[:_KEY] for key in settings.data.keys]
         writer.state(CONTENT, {"problem": problem, "keys": keys, "base": base})
     if not settings.reuse:
         return None
@@ -199,6 +204,14 @@ def reuse_of(settings: Settings, writer: Writer | None, saved: Saved | None) -> 
         if is_reused(row):
             found.count(reading.cost_of(row), row["seconds"])
     return found
+
+
+def example_keys(store: Store, run: str) -> list[str]:
+    """The beginnings of the keys of a run's examples: training, validation, test; empty where they were not kept."""
+    with store.database.reading() as connection:
+        kept = {row["part"]: row["data"] for row in reading.rows(connection, "states", run)}
+    text = kept.get(CONTENT) or kept.get(_EXAMPLES)
+    return [] if text is None else json.loads(text)["keys"]
 
 
 def is_reused(row: Mapping[str, Any]) -> bool:

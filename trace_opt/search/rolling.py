@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from trace_opt.core.context import in_force
 from trace_opt.core.feedback import Feedback, Guide
+from trace_opt.core.neural import CHANCE
 from trace_opt.core.node import Failure
 from trace_opt.core.rollout import Cost, Rollout
 from trace_opt.core.tracer import plain, record
@@ -109,6 +110,7 @@ class Roller:
 
     Attributes:
         seen: Shown every recording that has ended.
+        failed: Told of every rollout that failed, with its error.
         late: Told of what a rollout that was given up reports to have spent afterwards, by role.
         stuck: How many threads were left to end by themselves.
     """
@@ -121,6 +123,7 @@ class Roller:
         self.ledger = ledger
         self.timeout = timeout
         self.seen: Callable[[Job, Graph], None] | None = None
+        self.failed: Callable[[Job, str], None] | None = None
         self.late: Callable[[Mapping[str, Cost]], None] | None = None
         self.stuck = 0
         self._executor = executor
@@ -128,6 +131,21 @@ class Roller:
 
     def run(self, job: Job) -> tuple[Rollout, Account]:
         """A rollout of a sync workflow."""
+        rollout, account = self._run(job)
+        self._tell(job, rollout)
+        return rollout, account
+
+    async def arun(self, job: Job) -> tuple[Rollout, Account]:
+        """A rollout of an async workflow."""
+        rollout, account = await self._arun(job)
+        self._tell(job, rollout)
+        return rollout, account
+
+    def _tell(self, job: Job, rollout: Rollout) -> None:
+        if self.failed is not None and rollout.error is not None:
+            self.failed(job, rollout.error)
+
+    def _run(self, job: Job) -> tuple[Rollout, Account]:
         account = self.ledger.account("workflow", job, job.place)
         if self.timeout is None:
             return self._rolled(job, account), account
@@ -138,8 +156,7 @@ class Roller:
         self.stuck += 1
         return self._given_up(job, watch)
 
-    async def arun(self, job: Job) -> tuple[Rollout, Account]:
-        """A rollout of an async workflow."""
+    async def _arun(self, job: Job) -> tuple[Rollout, Account]:
         account = self.ledger.account("workflow", job, job.place)
         if self.timeout is None:
             return await self._arolled(job, account), account
@@ -269,9 +286,11 @@ def _seed_torch(job: Job) -> None:
     """Let a training rollout's seed decide what it draws from torch's own stream (dropout).
 
     The stream is the process's: it decides as long as training rollouts run one after another, as those do that return
-    at once. Whoever trains puts it back to where it was.
+    at once. Whoever trains puts it back to where it was. A `TorchModule` that draws in another thread meanwhile has its own
+    seed in it, which must not be written over.
     """
-    torch_stream().manual_seed(job.seed * 1_000_003 + job.repeat)
+    with CHANCE:
+        torch_stream().manual_seed(job.seed * 1_000_003 + job.repeat)
 
 
 @cache

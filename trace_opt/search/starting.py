@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from trace_opt.core.codec import dump_value, restore_value
-from trace_opt.errors import ProblemError, meant
+from trace_opt.errors import ProblemError, StoreError, meant
 from trace_opt.search.run import checked
 
 if TYPE_CHECKING:
     from trace_opt.core.parameter import Parameter
+    from trace_opt.search.splits import Data
     from trace_opt.store.store import Store
 
 _MOST_NAMED = 8
@@ -110,6 +111,39 @@ def warm_of(kept: Any, known: Mapping[str, Parameter[Any]]) -> Warm:
         return Warm(values={name: restore_value(known[name], v) for name, v in kept["values"].items()}, run=kept["run"])
     except ValueError as error:
         raise ProblemError(f"the run to resume started from a value that is not allowed any more: {error}") from None
+
+
+def used_before(given: Warm, store: Store | None, data: Data, judged: Sequence[int]) -> str:
+    """How many examples of the test the runs that the start comes from have trained on or chosen by, in words.
+
+    Args:
+        given: Where the run starts.
+        store: Where runs are kept, or None.
+        data: The examples of the run that begins.
+        judged: Those that start and best are compared on.
+
+    Returns:
+        A sentence for the report; "" where there are none, or it is not known.
+    """
+    from trace_opt.search.reusing import KEY, example_keys
+
+    known: set[str] = set()
+    run: str = given.run
+    while run and store is not None:
+        try:
+            row: Any = store.peek(run)
+            keys = example_keys(store, run)
+        except StoreError:
+            break  # it was deleted since
+        known |= set(keys[: row["splits"]["train"] + row["splits"]["val"]])
+        run = row["config"].get("start", {}).get("run", "")
+    count = sum(data.keys[number][:KEY] in known for number in judged)
+    if not count:
+        return ""
+    return (
+        f"{count} of the {len(judged)} test examples were used to train or to choose by in run {given.run!r} that this one "
+        "starts from, or in one before it, so they are not held out; give the same seed or a test set of its own"
+    )
 
 
 def _best_of(name: str, store: Store | None) -> tuple[dict[str, Any], str]:
