@@ -122,7 +122,10 @@ def test_a_missing_file_is_named_with_a_near_one(tmp_path: Path) -> None:
         load_problem(tmp_path / "headline.py")
     with pytest.raises(ProblemError, match="give the path of a Python file"):
         load_problem(tmp_path / "nowhere" / "x.py")
-    with pytest.raises(ProblemError, match="there is no file"):
+    (tmp_path / "folder.py").mkdir()
+    with pytest.raises(ProblemError, match=r"folder\.py' is a directory; give the path of a Python file"):
+        load_problem(tmp_path / "folder.py")
+    with pytest.raises(ProblemError, match="is a directory"):
         load_problem(tmp_path)
     with pytest.raises(ProblemError, match="is no Python file"):
         load_problem(write(tmp_path, PLAIN, "notes.txt"))

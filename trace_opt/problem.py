@@ -183,6 +183,8 @@ def _offered(file: Path) -> Any:
     Raises:
         ProblemError: there is no such file, it fails, or it has nothing of that name.
     """
+    if file.is_dir():
+        raise ProblemError(f"{str(file)!r} is a directory; give the path of a Python file that defines `problem`")
     if not file.is_file():
         near = [str(p) for p in sorted(file.parent.glob("*.py"))] if file.parent.is_dir() else []
         hint = meant(file, near, "give the path of a Python file that defines `problem`")
@@ -222,6 +224,11 @@ def _guarded(file: Path, run: Callable[[], Any]) -> Any:
         return run()
     except TraceOptError:
         raise
+    except SystemExit as error:
+        raise ProblemError(
+            f"{str(file)!r} ended the program while it was loaded (sys.exit({error.code!r})); put what runs it as a script "
+            'under `if __name__ == "__main__":`'
+        ) from error
     except Exception as error:
         raise ProblemError(f"{str(file)!r} cannot be loaded ({type(error).__name__}: {error})") from error
 

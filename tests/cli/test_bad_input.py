@@ -24,6 +24,7 @@ problem = Problem(workflow=workflow, train=train, guide=guide, **more)
 
 CASES = {
     "missing file": (None, [], 1, "there is no file"),
+    "ends the program": ("import sys\nsys.exit(3)", [], 1, "ended the program while it was loaded (sys.exit(3))"),
     "no problem": ("x = 1", [], 1, "defines no `problem`"),
     "no Problem": ("problem = 3", [], 1, "`problem`"),
     "syntax error": ("problem = (", [], 1, "cannot be loaded"),

@@ -69,6 +69,16 @@ def test_a_timeout_holds_when_the_run_goes_on(cli: Any, choices: Path) -> None:
 # -- the dry run -------------------------------------------------------------------------------------------------------
 
 
+def test_a_dry_run_counts_what_a_refiner_trains_on(cli: Any) -> None:
+    """60 updates of 4 tasks from epochs of 9 are 180 rollouts; a budget of fewer buys no whole phase."""
+    file = Path(__file__).parents[2] / "graphs" / "doors.py"
+    said = cli("run", file, "--dry-run", "--budget", "rollouts=600").out
+    assert "a proposal takes about 190 rollouts (up to 180 of them to train), at most 216" in said
+    assert "the budget buys about 1 proposal, more where training ends early" in said
+    said = cli("run", file, "--dry-run", "--budget", "rollouts=300").out
+    assert "the budget buys no whole proposal: training ends early, if it begins; raise rollouts" in said
+
+
 def test_a_dry_run_says_how_many_proposals_the_budget_buys(cli: Any, prompt: Path) -> None:
     """By the limit that ends first: what start and test take first, the rest by what a proposal takes."""
     plan = run_of(cli("run", prompt, "--dry-run", "--budget", "rollouts=130", "--json"))

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import io
 import json
+import sys
 from collections.abc import Iterator
+from datetime import date
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -25,8 +28,17 @@ def test_a_run_reports_start_and_best_and_prints_the_values(cli: Any, choices: P
 def test_a_run_says_which_models_work_and_why(cli: Any, prompt: Path) -> None:
     done = cli("run", prompt, "--budget", "trials=1")
     assert "workflow model   scripted/worker" in done.out
-    assert "optimizer model  none is asked" in done.out
+    assert "optimizer model  scripted/teacher (brought by OptoPrime)" in done.out
     assert "workflow model: scripted/worker" in done.err
+    assert "optimizer model: scripted/teacher (brought by OptoPrime)" in done.err
+    assert "optimizer model  scripted/teacher" in cli("show").out
+
+
+def test_a_run_without_an_optimizer_s_model_says_so(cli: Any, choices: Path) -> None:
+    """Where optimizers search without one, none is asked."""
+    done = cli("run", choices, "--budget", "trials=1")
+    assert "optimizer model  none is asked" in done.out
+    assert "optimizer model: none is asked" in done.err
 
 
 def test_progress_is_a_line_a_step_on_stderr(cli: Any, choices: Path) -> None:
@@ -163,7 +175,7 @@ def test_show_tells_report_values_and_trials(cli: Any, kept: str) -> None:
     out = cli("show", kept[:8]).out
     assert "4 test examples (held out)" in out
     assert "  word: 'b'" in out
-    assert sum("Categorical" in line for line in out.splitlines()) == 8  # all combinations but the start
+    assert sum(line.split()[1:2] == ["Categorical"] for line in out.splitlines()) == 8  # all combinations but the start
 
 
 def test_show_in_json_holds_every_candidate(cli: Any, kept: str) -> None:
@@ -258,6 +270,43 @@ def test_exports_of_a_structured_value_make_it_again(cli: Any, write: Any, tmp_p
         put([plan])
         assert type(plan.value).__name__ == "Plan"
         assert plan.value.steps == ["a", "b"]
+
+
+def test_exports_of_values_that_json_has_no_word_for_make_them_again(cli: Any, write: Any, tmp_path: Path) -> None:
+    """Enums, dates, bytes that are no text and complex numbers: as the run found them, by both formats."""
+    from trace_opt import load_values
+    from trace_opt.problem import load_problem
+
+    path = write("kinds.py", """
+        import enum, json
+        from datetime import date
+        from trace_opt import OptoPrime, Parameter, Problem, trace
+        from trace_opt.testing import ScriptedLLM
+        class Color(enum.Enum):
+            RED = "r"
+            GREEN = "g"
+        found = [
+            Parameter(Color.RED, name="color"), Parameter([Color.RED], name="colors", type=list[Color]),
+            Parameter(date(2020, 1, 2), name="day"), Parameter(b"\\xff\\x00", name="raw"), Parameter(1j, name="wave"),
+        ]
+        @trace
+        def right(x): return float(found[0].value is Color.GREEN and [p.value for p in found[1:]] != [])
+        def workflow(x): return right(x)
+        teacher = ScriptedLLM(lambda messages: json.dumps({"color": "g", "colors": ["g", "r"], "day": "2021-03-04"}))
+        problem = Problem(workflow=workflow, train=[{"x": i} for i in range(4)], guide=lambda o, e: float(o),
+                          parameters=found, optimizers=[OptoPrime(teacher)])
+    """)  # fmt: skip
+    done = cli("run", path, "--budget", "trials=1")
+    assert done.code == 0, done.err
+    scope: dict[str, Any] = {}
+    exec(compile(cli("export", "--format", "python").out, "best.py", "exec"), scope)
+    cli("export", "--format", "json", "-o", "best.json")
+    for put in (scope["apply"], lambda parameters: load_values(parameters, tmp_path / "best.json")):
+        color, colors, day, raw, wave = load_problem(path).parameters or ()
+        put([color, colors, day, raw, wave])
+        kinds = type(color.value)
+        assert (color.value, colors.value) == (kinds.GREEN, [kinds.GREEN, kinds.RED])
+        assert (day.value, raw.value, wave.value) == (date(2021, 3, 4), b"\xff\x00", 1j)
 
 
 def test_the_text_export_of_one_parameter_is_its_bare_value(cli: Any, prompt: Path) -> None:
@@ -432,3 +481,59 @@ def test_a_replay_never_falls_back_to_the_model(cli: Any, write: Any, server: Th
     done = cli("run", path, "--budget", "trials=1", "--replay", "empty.jsonl", "--quiet", "--store", "none")
     assert done.code == 1
     assert "holds no call" in done.err
+
+
+NOISY = """
+import os
+import subprocess
+import sys
+
+import {name}
+
+print("noise of Python")
+os.write(1, b"noise below Python\\n")
+subprocess.run([sys.executable, "-c", "print('noise of a child')"])
+problem = {name}.problem
+"""
+
+
+@pytest.mark.parametrize("executor", ["local", "processes"])
+def test_what_a_file_prints_is_no_answer(spawn: Any, choices: Path, write: Any, executor: str) -> None:
+    """Python, what is below it, child processes and workers print on stderr while the answer is JSON on stdout."""
+    noisy = write("noisy.py", "import sys\nsys.path.insert(0, '.')\n" + NOISY.format(name=choices.stem))
+    done = spawn("run", noisy, "--budget", "trials=2", "--executor", executor, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["status"] == "finished"
+    for kind in ("of Python", "below Python", "of a child"):
+        assert done.err.count(f"noise {kind}") >= (1 if executor == "local" else 2)
+
+
+def test_what_a_workflow_prints_is_no_answer(cli: Any, choices: Path) -> None:
+    """In this process too, and for people as for machines; the file's stdout is there again afterwards."""
+    text = choices.read_text(encoding="utf-8").replace("time.sleep(wait)", "print('noise')")
+    choices.write_text(text, encoding="utf-8")
+    done = cli("run", choices, "--budget", "trials=2")
+    assert "noise" in done.err
+    assert "noise" not in done.out
+    assert "best values" in done.out
+    assert json.loads(cli("graph", choices, "--format", "json").out)["nodes"]
+
+
+def test_what_is_written_at_the_end_of_the_process_is_no_answer(spawn: Any, choices: Path) -> None:
+    """A handler of atexit, as C code that flushes its own buffer, writes after the answer."""
+    with choices.open("a", encoding="utf-8") as file:
+        file.write("\nimport atexit, os\natexit.register(lambda: (print('late'), os.write(1, b'later\\n')))\n")
+    done = spawn("run", choices, "--budget", "trials=1", "--json", "--quiet")
+    assert json.loads(done.out)["status"] == "finished"
+    assert {"late", "later"} <= set(done.err.split())
+
+
+def test_a_stand_in_for_stdout_gets_the_answer_alone(choices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream without a file of the system's, as notebooks have it."""
+    from trace_opt.cli import main
+
+    out = io.StringIO()
+    choices.write_text("print('noise')\n" + choices.read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdout", out)
+    assert main(["run", str(choices), "--budget", "trials=1", "--json", "--quiet"]) == 0
+    assert json.loads(out.getvalue())["status"] == "finished"

@@ -2,6 +2,8 @@
 
 import json
 import math
+from datetime import date
+from enum import Enum
 from typing import Any
 
 import pytest
@@ -132,3 +134,11 @@ def test_a_stored_value_that_no_longer_fits_is_refused() -> None:
 @given(st.integers())
 def test_integers_of_any_size_keep_their_value(number: int) -> None:
     assert decode(json.loads(json.dumps(encode(number)))) == number
+
+
+def test_a_choice_that_json_has_no_word_for_is_found_again() -> None:
+    """Enums and dates among the choices, so that a run over them can be resumed."""
+    kinds = Enum("kinds", ["ONE", "TWO"])
+    for choices in (list(kinds), [date(2020, 1, 2), date(2021, 3, 4)]):
+        parameter = Parameter(choices[0], name="choice", choices=choices)
+        assert [restore_value(parameter, dump_value(parameter, choice)) for choice in choices] == choices

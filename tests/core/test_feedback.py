@@ -51,7 +51,9 @@ def test_of_takes_text_dicts_and_feedback() -> None:
     assert Feedback.of(np.float32(0.5)).value == 0.5
 
 
-@pytest.mark.parametrize("given_value", [None, [1], object])
+@pytest.mark.parametrize(
+    "given_value", [None, [1], object, np.array([1, 2]), torch.ones(2), 10**400, pytest.param(10**5000, id="no repr")]
+)
 def test_of_refuses_what_is_no_feedback(given_value: Any) -> None:
     with pytest.raises(FeedbackError):
         Feedback.of(given_value)

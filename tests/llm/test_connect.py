@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -133,6 +134,25 @@ def test_normalised_scores_keep_their_order_and_sum_to_one(scores: list[float]) 
 
     assert sum(map(math.exp, made)) == pytest.approx(1.0)
     assert made.index(max(made)) == scores.index(max(scores)) or max(scores) - scores[made.index(max(made))] < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"requests_per_minute": 0}, "requests_per_minute is 0"), ({"price": 5}, "price is 5"),
+     ({"price": (-1.0, 2.0)}, "price is"), ({"price": ("1", "2")}, "price is"), ({"timeout_s": "a"}, "timeout_s is 'a'"),
+     ({"deadline_s": -1}, "deadline_s is -1"), ({"temperature": "hot"}, "temperature is 'hot'"),
+     ({"attempts": 1.5}, "attempts is 1.5; give a whole number above 0")],
+)  # fmt: skip
+def test_an_option_that_makes_no_sense_is_named_when_connecting(options: dict[str, Any], said: str) -> None:
+    """Before any call, and never counted as money."""
+    with pytest.raises(LLMError, match=said):
+        connect("openai/gpt-4.1-mini", **options)
+
+
+def test_no_model_is_named_as_such() -> None:
+    """A name that was left empty by a variable, say."""
+    with pytest.raises(LLMError, match="the model is None; name one"):
+        connect(None)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,7 @@ def test_a_run_of_a_dead_process_on_this_host_is_taken_over_at_once(store: Store
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     with store.database.writing() as connection:
-        owner = writer._owner.replace(str(os.getpid()), str(dead.pid))
+        owner = writer._owner.replace(f":{os.getpid()}:", f":{dead.pid}:")
         connection.exec_driver_sql("UPDATE runs SET owner = ?", (owner,))
     assert store.runs()[0].status == "interrupted"
     taken, _ = store.reopen(writer.run)
@@ -210,7 +210,7 @@ def test_a_lease_is_renewed_while_its_holder_lives(store: Store, monkeypatch: py
     with store.database.writing() as connection:
         connection.exec_driver_sql("UPDATE runs SET lease_until = 1")
     deadline = 1.0
-    for _ in range(200):
+    for _ in range(1000):
         with store.database.reading() as connection:
             deadline = connection.exec_driver_sql("SELECT lease_until FROM runs").scalar()
         if deadline > 1:
@@ -326,6 +326,8 @@ def test_urls_are_checked_and_their_passwords_never_shown() -> None:
     pytest.importorskip("sqlalchemy")
     with pytest.raises(StoreError, match="no path and no URL"):
         Database("://")
+    with pytest.raises(StoreError, match=r"'mysql://me:\*\*\*@host/runs' .* use SQLite or PostgreSQL"):
+        Store("mysql://me:secret@host/runs")
     with pytest.raises(StoreError, match="synchronous is 'off'"):
         Database("sqlite:///x.db?synchronous=off")
     with pytest.raises(StoreError, match="keeps nothing"):

@@ -34,6 +34,25 @@ def workflow_models(problem: Problem) -> str:
     return ", ".join(workflow_model_names(problem)) or "none that trace_opt connected"
 
 
+def optimizer_models(problem: Problem, told: str, trials: Iterable[TrialRecord] = ()) -> str:
+    """The models that optimizers ask, in words; "" where there is none.
+
+    Args:
+        problem: Its optimizers may bring their own.
+        told: What the run said at its beginning; "" too where it was not known which parameters there are.
+        trials: What was asked in them.
+    """
+    from trace_opt.search.defaults import brought
+
+    return told or brought(problem.optimizers or ()) or asked(trials)
+
+
+def asked(trials: Iterable[TrialRecord]) -> str:
+    """The models that were asked in trials, by name."""
+    names = [str(trial.notes["model"]) for trial in trials if trial.notes.get("model")]
+    return ", ".join(dict.fromkeys(names))
+
+
 def run_lines(problem: Problem, run: Run, report: Report, watcher: Watcher) -> list[str | Text]:
     """A finished run for people.
 
@@ -48,12 +67,16 @@ def run_lines(problem: Problem, run: Run, report: Report, watcher: Watcher) -> l
         "run": run.id or "(not kept)",
         "ended": run.ended,
         "workflow model": workflow_models(problem),
-        "optimizer model": str(watcher.start.get("model") or "none is asked"),
+        "optimizer model": _optimizers_of(problem, run, watcher) or "none is asked",
     }
     return [
         *fields({name: value for name, value in head.items() if value}), "",
         *report_lines(report), "", styled("best values", "bold"), *values_lines(run.best),
     ]  # fmt: skip
+
+
+def _optimizers_of(problem: Problem, run: Run, watcher: Watcher) -> str:
+    return optimizer_models(problem, str(watcher.start.get("model") or ""), run.history)
 
 
 def run_commands(run: str, store: str | None, parameters: Iterable[Any]) -> list[str]:
@@ -74,7 +97,10 @@ def run_document(problem: Problem, run: Run, report: Report, watcher: Watcher) -
         "problem": watcher.start.get("name") or problem.name,
         "status": run.status,
         "ended": run.ended,
-        "models": {"workflow": workflow_model_names(problem), "optimizer": watcher.start.get("model") or None},
+        "models": {
+            "workflow": workflow_model_names(problem),
+            "optimizer": _optimizers_of(problem, run, watcher) or None,
+        },
         "start": encoded(run.start),
         "best": encoded(run.best),
         "report": report.to_json(),
@@ -95,7 +121,7 @@ def record_lines(record: RunRecord, *, all_trials: bool) -> list[str | Text]:
         "run": info.id, "problem": info.name, "status": _status(info),
         "began": info.created, "seconds": f"{info.seconds:.1f}", "seed": str(info.seed),
         "budget": ", ".join(f"{name}={value}" for name, value in info.budget.items()),
-        "optimizer model": info.model or "none is asked", "held by": info.owner, "trace_opt": info.version,
+        "optimizer model": info.model or asked(record.trials) or "none is asked", "held by": info.owner, "trace_opt": info.version,
     }  # fmt: skip
     lines: list[str | Text] = [*fields({name: value for name, value in head.items() if value}), ""]
     if record.report is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ import typer
 
 from trace_opt.cli import doctor, export, graph, models, resume, run, runs
 from trace_opt.cli.failures import BUDGET, ERROR, INTERRUPTED, OK, USAGE, code_of, explain
-from trace_opt.cli.terminal import SETTINGS, prepare, silence, tell
+from trace_opt.cli.terminal import SETTINGS, answering, prepare, silence, tell
 
 ANYWHERE = ("--debug", "--no-color")
 """Options of `trace-opt` that may also stand after the command."""
@@ -54,7 +55,12 @@ def root(
 
 
 def _add(command: Callable[..., Any], name: str, short: str, to: typer.Typer = app) -> None:
-    to.command(name, short_help=short, context_settings=HELP_NAMES)(command)
+    @functools.wraps(command)
+    def answered(*args: Any, **options: Any) -> Any:
+        with answering():
+            return command(*args, **options)
+
+    to.command(name, short_help=short, context_settings=HELP_NAMES)(answered)
 
 
 _add(run.run, "run", "Improve the problem that a file offers.")
@@ -77,6 +83,7 @@ def run_command(args: Sequence[str] | None = None) -> int:
     """Run one command and give its exit code."""
     prepare()
     SETTINGS.debug = "--debug" in (sys.argv[1:] if args is None else args)
+    SETTINGS.leaving = args is None
     try:
         code = _dispatch(_hoisted(sys.argv[1:] if args is None else args))
         sys.stdout.flush()

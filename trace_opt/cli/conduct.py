@@ -1,7 +1,9 @@
-"""Conducting one run for the command line: events shown, its origin kept, Ctrl-C and errors ended with what is kept."""
+"""Conducting one run for the command line: events shown, its origin kept, Ctrl-C, SIGTERM and errors ended with what is kept."""
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -75,7 +77,7 @@ def conduct(what: Conduct) -> int:
 
     asking: dict[str, Any] = {"approve": asker(watcher)} if what.approve else {}
     try:
-        with watcher:
+        with _termination(), watcher:
             run = what.problem.optimize(**what.options, **asking, store=store, on_event=listen)
     except KeyboardInterrupt:
         tell("interrupted", *_way_back(what, watcher))
@@ -90,13 +92,36 @@ def conduct(what: Conduct) -> int:
     return _finish(what, watcher, run)
 
 
+@contextmanager
+def _termination() -> Generator[None]:
+    """Let SIGTERM, as `kill` and schedulers send it, end a run as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def end(*_: object) -> None:
+        if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, signal.SIG_DFL, None):
+            raise KeyboardInterrupt  # a shell's background job takes no SIGINT
+        signal.raise_signal(signal.SIGINT)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def _greet(what: Conduct, watcher: Watcher) -> None:
     """Which models work here, and why."""
     if not what.quiet:
-        from trace_opt.cli.answers import workflow_models
+        from trace_opt.cli.answers import optimizer_models, workflow_models
 
-        tell(f"workflow model: {workflow_models(what.problem)}")
-        tell(f"optimizer model: {watcher.start.get('model') or 'none is asked'}")
+        problem = what.problem
+        # who optimizes is settled by the parameters, and these may be known only once the start has run
+        unknown = problem.optimizers is None and problem.parameters is None
+        asked = optimizer_models(problem, str(watcher.start.get("model") or ""))
+        tell(f"workflow model: {workflow_models(problem)}")
+        tell(f"optimizer model: {asked or ('known once the start has run' if unknown else 'none is asked')}")
 
 
 def _way_back(what: Conduct, watcher: Watcher) -> list[str]:

@@ -1,5 +1,7 @@
 """How the command line speaks: the answer goes to stdout, progress and messages to stderr.
 
+What a problem's own code prints is no answer: while a command runs, stdout itself leads to stderr (`answering`).
+
 Texts that models wrote are shown as they are, never as markup, and what would steer a terminal (escape sequences,
 writing directions) is shown instead of obeyed.
 """
@@ -9,7 +11,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
@@ -29,10 +32,14 @@ class Settings:
     Attributes:
         debug: Whether an error shows its traceback.
         color: Whether colours may be used on a terminal.
+        leaving: Whether the process ends with the command.
+        out: Where the answer goes while a command runs; None is `sys.stdout`.
     """
 
     debug: bool = False
     color: bool = True
+    leaving: bool = False
+    out: TextIO | None = None
 
 
 SETTINGS = Settings()
@@ -62,9 +69,58 @@ def console(stream: TextIO) -> Console:
     )  # fmt: skip
 
 
+@contextmanager
+def answering() -> Generator[None]:
+    """Keep stdout for the answer: whatever else is written there meanwhile, by child processes too, goes to stderr."""
+    out = _apart(sys.stdout)
+    if out is None:  # a stand-in without a file of the system's: only what Python prints can be led away
+        yield from _led_away(sys.stdout)
+        return
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with out:
+            yield from _led_away(out)
+    finally:
+        # C code writes what it still holds when the process ends: that is no answer either
+        if not SETTINGS.leaving:
+            os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _apart(stream: TextIO) -> TextIO | None:
+    """Another stream to the same place, that stays where it is when stdout is led elsewhere; None where there is none."""
+    try:
+        stream.flush()
+        for number in (1, 2):
+            os.fstat(number)
+        return open(os.dup(stream.fileno()), "w", encoding=stream.encoding, errors=stream.errors)  # noqa: PTH123
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _led_away(out: TextIO) -> Generator[None]:
+    before = sys.stdout
+    SETTINGS.out, sys.stdout = out, sys.stderr
+    try:
+        yield
+    except BrokenPipeError:
+        silence(out)
+        raise
+    finally:
+        SETTINGS.out = None
+        if not SETTINGS.leaving:
+            sys.stdout = before
+
+
+def stdout() -> TextIO:
+    """Where the answer goes."""
+    return sys.stdout if SETTINGS.out is None else SETTINGS.out
+
+
 def answer(*lines: str | Text) -> None:
     """Print lines of the answer on stdout."""
-    _print(sys.stdout, lines)
+    _print(stdout(), lines)
 
 
 def tell(*lines: str | Text) -> None:
@@ -94,14 +150,16 @@ def styled(text: str, style: str) -> Text:
 
 def answer_json(data: Any) -> None:
     """Print one JSON document on stdout."""
-    sys.stdout.write(json.dumps(data, indent=2, allow_nan=False) + "\n")
-    sys.stdout.flush()
+    out = stdout()
+    out.write(json.dumps(data, indent=2, allow_nan=False) + "\n")
+    out.flush()
 
 
 def answer_exactly(text: str) -> None:
     """Print a text on stdout: to a terminal made safe, into a pipe or file as it is."""
-    sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
-    sys.stdout.flush()
+    out = stdout()
+    out.write(visible(text) if out.isatty() else text)
+    out.flush()
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str | Text]:
@@ -115,7 +173,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str | Te
 
     cells = [[visible(" ".join(cell.split())) for cell in row] for row in (header, *rows)]
     widths = [max(cell_len(row[i]) for row in cells) for i in range(len(header) - 1)]
-    limit = _columns() if sys.stdout.isatty() else None
+    limit = _columns(stdout()) if stdout().isatty() else None
     lines: list[str] = []
     for row in cells:
         fixed = [set_cell_size(cell, width) for cell, width in zip(row, widths, strict=False)]
@@ -124,10 +182,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str | Te
     return [styled(lines[0], "bold"), *lines[1:]]
 
 
-def _columns() -> int:
-    import shutil
-
-    return shutil.get_terminal_size().columns
+def _columns(stream: TextIO) -> int:
+    """How wide a terminal is; shutil would ask the place that stdout leads to meanwhile."""
+    said = os.environ.get("COLUMNS", "")
+    with suppress(OSError):
+        return (int(said) if said.isdecimal() else 0) or os.get_terminal_size(stream.fileno()).columns or 80
+    return 80
 
 
 def fields(pairs: Mapping[str, str]) -> list[str]:

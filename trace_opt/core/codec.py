@@ -205,7 +205,9 @@ def dump_value(parameter: Parameter[Any], value: Any) -> Any:
 
 
 def _plain(parameter: Parameter[Any], value: Any) -> Any:
-    return parameter.adapter.dump_python(value, mode="json") if parameter.kind == "structured" else value
+    if parameter.kind != "structured" or isinstance(value, bytes):  # JSON holds only those that are UTF-8
+        return value
+    return parameter.adapter.dump_python(value, mode="json")
 
 
 def values_hash(parameters: Mapping[str, Parameter[Any]], values: Mapping[str, Any]) -> str:
@@ -220,7 +222,9 @@ def restore_value(parameter: Parameter[Any], data: Any) -> Any:
         ValueError: the parameter does not allow it.
     """
     value = decode(data)
-    if parameter.kind == "structured":
+    if isinstance(value, Unrestored):  # a choice, of an enum say, is known by how it is described
+        value = next((choice for choice in parameter.choices or () if encode(choice) == data), value)
+    if parameter.kind == "structured" and not isinstance(value, bytes):
         value = parameter.adapter.validate_json(json.dumps(value))
     return parameter.check(value)
 

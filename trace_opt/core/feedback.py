@@ -77,16 +77,27 @@ class Feedback:
             return cls(score=cast("Any", given))  # each entry is checked in __post_init__
         item = getattr(given, "item", None)  # numpy and torch scalars
         if callable(item):
-            return cls(score=item())  # pyright: ignore[reportArgumentType] # checked in __post_init__
+            return cls(score=cast("Any", given))  # checked in __post_init__
         raise FeedbackError(
             f"a guide returned {type(given).__name__!r}; return a Feedback, a number (greater is better) or a sentence"
         )
 
 
 def _finite(value: object, what: str) -> float:
-    if not isinstance(value, (int, float)):
-        item = getattr(value, "item", None)
-        value = item() if callable(item) else value
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise FeedbackError(f"{what} is {value!r}; a score must be a finite number, and a greater one is better")
-    return float(value) + 0.0  # no zero with a sign
+    given = value
+    try:
+        if not isinstance(value, (int, float)):
+            item = getattr(value, "item", None)
+            value = item() if callable(item) else value
+        if isinstance(value, (int, float)) and math.isfinite(value):
+            return float(value) + 0.0  # no zero with a sign
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+        OverflowError,
+    ):  # an array of several numbers, a whole number beyond floats
+        value = given
+    # a whole number of more than 4300 digits has no repr
+    shown = "a whole number that no float can hold" if type(value) is int else f"{value!r:.80}"
+    raise FeedbackError(f"{what} is {shown}; a score must be a finite number, and a greater one is better")

@@ -289,7 +289,8 @@ def checked(request: Request) -> Request:
         _check_message(message)
     if type(request.max_tokens) is not int or request.max_tokens < 1:
         raise LLMError(f"max_tokens is {request.max_tokens!r}; give a whole number of at least 1", kind="request")
-    if isinstance(request.temperature, bool) or not 0 <= request.temperature <= 2:
+    warmth: Any = request.temperature
+    if isinstance(warmth, bool) or not isinstance(warmth, (int, float)) or not 0 <= warmth <= 2:
         raise LLMError(f"temperature is {request.temperature!r}; give a number between 0 and 2", kind="request")
     if len(set(request.answers)) != len(request.answers) or any(not text.strip() for text in request.answers):
         raise LLMError(f"answers are {request.answers!r}; give texts that differ and are not blank", kind="request")

@@ -5,10 +5,11 @@ Nothing is loaded, checked with a server or paid for here; the first call does t
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 from weakref import WeakKeyDictionary
 
 from trace_opt.errors import LLMError
@@ -49,15 +50,47 @@ def connect(
     Raises:
         LLMError: the name or an option makes no sense.
     """
+    if not isinstance(model, str):  # pyright: ignore[reportUnnecessaryIsInstance] # users pass anything
+        raise LLMError(f"the model is {model!r:.80}; name one, as in 'openai/gpt-4.1-mini'", kind="model")
     check_fields(defaults)
-    if timeout_s <= 0 or attempts < 1 or concurrency < 1:
-        raise LLMError("timeout_s, attempts and concurrency must be at least 1", kind="request")
+    _check_numbers(
+        timeout_s=timeout_s, attempts=attempts, concurrency=concurrency, requests_per_minute=requests_per_minute,
+        deadline_s=deadline_s, price=price, temperature=defaults.get("temperature"),
+    )  # fmt: skip
     spec = Spec(
         model=model, base_url=base_url, keyed=api_key is not None, cache=str(cache) if isinstance(cache, Path) else cache,
         timeout_s=timeout_s, attempts=attempts, concurrency=concurrency, requests_per_minute=requests_per_minute,
         price=price, deadline_s=deadline_s, defaults=dict(defaults),
     )  # fmt: skip
     return through(spec) or _connected(spec, api_key)
+
+
+def _check_numbers(*, price: Any, temperature: Any, **above_0: Any) -> None:
+    """Refuse options that a call would stumble over, or that would count money wrongly.
+
+    Raises:
+        LLMError: one is no such number.
+    """
+    optional = ("requests_per_minute", "deadline_s")
+    given: dict[str, Any] = {
+        name: value for name, value in above_0.items() if value is not None or name not in optional
+    }
+    for name, value in given.items():
+        whole = name in ("attempts", "concurrency")
+        if not _number(value) or (whole and not isinstance(value, int)) or not value > 0:
+            raise LLMError(f"{name} is {value!r:.80}; give a {'whole ' * whole}number above 0", kind="request")
+    pair: list[Any] = [] if not isinstance(price, (tuple, list)) else list(cast("Any", price))
+    if price is not None and (len(pair) != 2 or not all(_number(item) and 0 <= item < math.inf for item in pair)):
+        raise LLMError(
+            f"price is {price!r:.80}; give US dollars for an input and an output token, 0 or more, as in (2e-6, 8e-6)",
+            kind="request",
+        )
+    if temperature is not None and (not _number(temperature) or not 0 <= temperature <= 2):
+        raise LLMError(f"temperature is {temperature!r:.80}; give a number between 0 and 2", kind="request")
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def connected(spec: Spec) -> LLM:

@@ -91,6 +91,8 @@ def to_json(parameter: Parameter[Any], value: Any) -> Any:
     """A value as an answer would give it."""
     if parameter.choices is not None:
         return next((label for label, choice in labels(parameter) if same(choice, value)), repr(value))
+    if isinstance(value, bytes):  # those that are no UTF-8 would be refused
+        return value.decode(errors="backslashreplace")
     if parameter.kind == "structured":
         return parameter.adapter.dump_python(value, mode="json")
     return value

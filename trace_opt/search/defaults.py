@@ -79,14 +79,15 @@ def give_model(optimizers: Sequence[Optimizer], owned: dict[str, int], model: st
         model: The model, its name, or None for the one that the environment decides.
 
     Returns:
-        Which model it is and why; "" where none is needed.
+        Which model it is and why, and which ones optimizers brought with them; "" where none is asked.
 
     Raises:
         LLMError: one is needed and there is none.
     """
     asking = needy(optimizers, owned)
+    own = brought(optimizer for i, optimizer in enumerate(optimizers) if i in owned.values())
     if not asking:
-        return ""
+        return own
     llm, why = _model(model)
     if llm is None:
         names = [name for name, i in owned.items() if optimizers[i] in asking]
@@ -97,7 +98,13 @@ def give_model(optimizers: Sequence[Optimizer], owned: dict[str, int], model: st
         )
     for optimizer in asking:
         optimizer.use(llm)
-    return why
+    return f"{why}; {own}" if own else why
+
+
+def brought(optimizers: Iterable[Optimizer]) -> str:
+    """The models that optimizers were made with, in words; "" where there is none."""
+    named = [f"{m.name} (brought by {type(o).__name__})" for o in optimizers for m in models_of([o])]
+    return ", ".join(dict.fromkeys(named))
 
 
 def _model(model: str | LLM | None) -> tuple[LLM | None, str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from trace_opt.core.codec import encode, restore_value
+from trace_opt.core.codec import dump_value, encode, restore_value
 from trace_opt.core.graph import Graph
 from trace_opt.core.module import Module
 from trace_opt.core.parameter import Parameter, by_name
@@ -108,10 +108,24 @@ def checked(known: Mapping[str, Parameter[Any]], given: Mapping[str, Any]) -> di
 
 
 def _typed(parameter: Parameter[Any], value: Any) -> Any:
-    """A structured value that came as plain data, as an exported module holds it, made what the parameter's type says."""
-    if parameter.kind != "structured" or type(value) not in (dict, list) or type(value) is type(parameter.initial):
+    """A structured value that came as plain data, as an exported module holds it, made what the parameter's type says.
+
+    Raises:
+        ValueError: the parameter does not allow it.
+    """
+    if parameter.kind != "structured":
         return value
-    return restore_value(parameter, encode(value))
+    try:
+        return parameter.check(value)
+    except ValueError as refused:
+        try:
+            made = restore_value(parameter, encode(value))
+        except ValueError:
+            raise refused from None
+        # JSON is read leniently: 5 is a date and "5" a number there, but no export writes them so
+        if not isinstance(value, (dict, list)) and dump_value(parameter, made) != encode(value):
+            raise
+        return made
 
 
 def _named(parameters: Any) -> dict[str, Parameter[Any]]:

@@ -12,10 +12,9 @@ from trace_opt.core.feedback import Guide
 from trace_opt.core.parameter import Parameter, by_name
 from trace_opt.core.trainable import listed
 from trace_opt.errors import BudgetError, ProblemError, meant
-from trace_opt.search import fingerprint
+from trace_opt.search import checking, fingerprint
 from trace_opt.search.budget import Budget, resolve, unpriced
 from trace_opt.search.defaults import models_of
-from trace_opt.search.greedy import Greedy
 from trace_opt.search.measures import power_note
 from trace_opt.search.options import Event, Options
 from trace_opt.search.session import Goals
@@ -137,17 +136,18 @@ def settle(workflow: Any, train: Any, guide: Any, options: Options) -> Settings:
     seed, budget_given = _of_saved_run(options, store, resume)
     data = split(train, options.get("val"), options.get("test"), seed)
     repeats = _whole("repeats", options.get("repeats", 1))
-    weights, margins = _by_score("weights", options.get("weights")), _by_score("margins", options.get("margins"))
-    controls = _controls(options.get("controls"))
+    weights, margins = (checking.by_score(name, options.get(name)) for name in ("weights", "margins"))
+    controls = checking.controlling(options.get("controls"))
     budget = resolve(
         budget_given, val=len(data.val) * repeats, test=len(data.test) * repeats, controls=len(controls)
     )  # fmt: skip
-    optimizers, timeout = options.get("optimizers"), _timeout(options.get("timeout"))
+    optimizers, timeout = checking.optimizing(options.get("optimizers")), _timeout(options.get("timeout"))
     parameters, reuse = _parameters(options.get("parameters")), _reuse(options.get("reuse", False), store)
     reach = Reach({"the workflow": workflow, "the guide": guide})
-    search, race, goals = options.get("search") or Greedy(), tuple(options.get("race") or ()), _goals(options)
+    search, race, goals = checking.searching(options.get("search")), tuple(options.get("race") or ()), _goals(options)
+    score_range, origin = checking.score_range(options.get("score_range")), checking.origin(options.get("origin"))
     config = {
-        "seed": seed, "search": repr(search), "race": list(race), "score_range": _range(options.get("score_range")),
+        "seed": seed, "search": repr(search), "race": list(race), "score_range": score_range,
         "weights": weights, "margins": None if margins is None else {n: str(m) for n, m in margins.items()},
         "repeats": repeats, "target": goals.target, "patience": goals.patience,
         "optimizers": None if optimizers is None else [fingerprint.of_optimizer(o) for o in optimizers],
@@ -157,14 +157,14 @@ def settle(workflow: Any, train: Any, guide: Any, options: Options) -> Settings:
         raise ProblemError(f"race={list(race)!r} needs a gate to decide by; leave gate=None or race out")
     settings = Settings(
         workflow=workflow, guide=guide, data=data, seed=seed, budget=budget, search=search,
-        optimizers=None if optimizers is None else list(optimizers), parameters=parameters,
+        optimizers=optimizers, parameters=parameters,
         model=options.get("model"), race=race, goals=goals,
         concurrency=_whole("concurrency", options.get("concurrency", 8)), executor=options.get("executor"),
         address=options.get("address"), reload=options.get("reload"), store=store, resume=resume,
-        score_range=_range(options.get("score_range")), weights=weights, margins=margins, repeats=repeats,
+        score_range=score_range, weights=weights, margins=margins, repeats=repeats,
         controls=controls, timeout=timeout, warm=_warm(options, store, resume, lambda: _known(parameters, reach)), reuse=reuse,
         name=options.get("name") or getattr(workflow, "__name__", type(workflow).__name__),
-        origin=options.get("origin") or {}, reach=reach,
+        origin=origin, reach=reach,
         prints=json.loads(json.dumps({
             "examples": fingerprint.of_examples(data), "sources": reach.hashes, "settings": config,
             **({"controls": Reach(controls).hashes} if controls else {}),
@@ -188,9 +188,7 @@ def _store(options: Options) -> Store | None:
         if options.get("resume"):
             raise ProblemError(f"resume={options.get('resume')!r} needs a store; leave store=None out")
         return None
-    from trace_opt.store.store import open_store
-
-    return open_store(None if where is _DEFAULT else where)
+    return checking.opened(None if where is _DEFAULT else where)
 
 
 def _of_saved_run(options: Options, store: Store | None, resume: str | None) -> tuple[int, Any]:
@@ -219,18 +217,10 @@ def _parameters(given: Any) -> dict[str, Parameter[Any]] | None:
     return by_name(found)
 
 
-def _controls(given: Mapping[str, Any] | None) -> dict[str, Callable[..., Any]]:
-    found = dict(given or {})
-    for name, workflow in found.items():
-        if not callable(workflow):
-            raise ProblemError(f"the control {name!r} is {workflow!r:.60}, which cannot be called; pass a workflow")
-    return found
-
-
 def _goals(options: Options) -> Goals:
     patience = options.get("patience")
     return Goals(
-        target=options.get("target"), patience=None if patience is None else _whole("patience", patience),
+        target=checking.target(options.get("target")), patience=None if patience is None else _whole("patience", patience),
         on_trial=options.get("on_trial"), on_event=options.get("on_event"), approve=_approve(options.get("approve")),
     )  # fmt: skip
 
@@ -276,28 +266,6 @@ def _whole(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ProblemError(f"{name} is {value!r}; give a whole number of at least 1")
     return value
-
-
-def _range(given: Any) -> tuple[float, float] | None:
-    if given is None:
-        return None
-    low, high = given
-    if not low < high:
-        raise ProblemError(f"score_range is {given!r}; give the lowest and the highest score possible")
-    return float(low), float(high)
-
-
-def _by_score(name: str, given: Mapping[str, float] | None) -> dict[str, float] | None:
-    """Numbers by name of a score."""
-    if given is None:
-        return None
-    for key, value in given.items():
-        if math.isnan(value) or (name == "margins" and value < 0) or (name == "weights" and math.isinf(value)):
-            kind = "of 0 or more" if name == "margins" else "that is finite"
-            raise ProblemError(f"{name} gives {key!r} {value!r}; give a number {kind}")
-    if not given:
-        raise ProblemError(f"{name} is empty; leave it out, or name scores")
-    return {key: float(value) for key, value in given.items()}
 
 
 def power_notes(settings: Settings) -> list[str]:

@@ -61,6 +61,11 @@ class Database:
             parsed = parsed.set(
                 drivername="postgresql+psycopg"
             )  # the driver that the extra brings, not SQLAlchemy's choice
+        if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+            shown = parsed.render_as_string(hide_password=True)
+            raise StoreError(
+                f"store {shown!r:.80} is of a database that trace_opt does not know; use SQLite or PostgreSQL"
+            )
         self.url = parsed.difference_update_query(["synchronous"])
         self.file = Path(self.url.database) if self.is_sqlite and self.url.database else None
         self._engine: sa.Engine | None = None
