@@ -6,6 +6,7 @@ import getpass
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -53,8 +54,8 @@ def postgres() -> Iterator[Callable[[], str]]:
             numbers = count()
             yield lambda: _new_database(folder, next(numbers))
         finally:
-            server.terminate()
-            server.wait(20)
+            server.send_signal(signal.SIGINT)  # which waits for no session, as SIGTERM does
+            server.wait(60)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -64,7 +65,7 @@ def _wait_for(socket: Path, server: subprocess.Popen[bytes]) -> None:
 
     import psycopg
 
-    for _ in range(200):
+    for _ in range(1000):
         assert server.poll() is None, "the PostgreSQL server ended at once"
         try:
             psycopg.connect(host=str(socket.parent), user="tests", dbname="postgres").close()

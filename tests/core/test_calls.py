@@ -162,7 +162,7 @@ def test_the_time_of_a_call_is_kept() -> None:
 
     with record():
         out = trace(lambda: time.sleep(0.02) or 1)()
-    assert 0.015 < node_of(out).seconds < 2
+    assert 0.015 < node_of(out).seconds < 15
 
 
 _given = st.recursive(

@@ -397,7 +397,7 @@ def test_what_was_saved_is_counted_in_calls_money_and_time() -> None:
         for _ in range(4):
             slow(1)
     assert (memory.saved.ops, memory.saved.cost) == (3, Cost(6, 90, 12, 1.5))
-    assert 0.03 <= memory.saved.seconds < 1
+    assert 0.03 <= memory.saved.seconds < 25
 
 
 # -- at the same time ------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 # ruff: noqa: TID251, SIM105 # the forms these rules object to are what is tested
 
-import math
 import time
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.cpu_time import least
 from tests.strategies import recordings
 from trace_opt.core.feedback import Feedback
 from trace_opt.core.parameter import Parameter
@@ -194,21 +194,19 @@ SHAPES = [chain, reused, fan_in, diamond, decisions]
 
 
 def seconds(shape: Any, size: int) -> float:
-    best = math.inf
-    for _ in range(3):
-        graph, out, expected = shape(size)
-        output = graph.output(out)
-        start = time.process_time()
-        slices = propagate(graph, output, GOOD)
-        both = union(list(slices.values()))
-        best = min(best, time.process_time() - start)
-        assert expected is None or len(both.path) == expected
-    return best
+    graph, out, expected = shape(size)
+    output = graph.output(out)
+    start = time.process_time()
+    slices = propagate(graph, output, GOOD)
+    both = union(list(slices.values()))
+    taken = time.process_time() - start
+    assert expected is None or len(both.path) == expected
+    return taken
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_100000_op_calls_propagate_in_at_most_0_3_seconds(shape: Any) -> None:
-    assert seconds(shape, 100_000) <= 0.3
+    assert least(lambda: seconds(shape, 100_000), 0.3) <= 0.3
 
 
 def test_the_slice_of_one_of_many_parameters_is_small() -> None:

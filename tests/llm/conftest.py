@@ -109,6 +109,9 @@ class LoopbackServer:
             def do_rate_1s(self, body: Any) -> None:
                 self.send(429, error("slow down"), {"Retry-After": "1"})
 
+            def do_rate_50s(self, body: Any) -> None:
+                self.send(429, error("slow down"), {"Retry-After": "50"})
+
             def do_rate_hour(self, body: Any) -> None:
                 self.send(429, error("slow down"), {"Retry-After": "3600"})
 
@@ -164,7 +167,7 @@ class LoopbackServer:
                 self.close_connection = True
 
             def do_silent(self, body: Any) -> None:
-                time.sleep(1.2)
+                time.sleep(20)
                 self.close_connection = True
 
             def do_drip(self, body: Any) -> None:
@@ -173,8 +176,8 @@ class LoopbackServer:
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
-                for i in range(0, len(data), 10):
-                    self.wfile.write(data[i : i + 10])
+                for i in range(0, len(data), 3):
+                    self.wfile.write(data[i : i + 3])
                     self.wfile.flush()
                     time.sleep(0.1)
 

@@ -197,17 +197,17 @@ def test_a_deadline_ends_a_generation_and_the_next_call_is_fine(smollm2: LLM) ->
     start = time.monotonic()
 
     with pytest.raises(LLMError, match=r"within 0\.3 s") as caught:
-        hasty("Tell a long story.", max_tokens=2000)
+        hasty("Tell a long story.", max_tokens=3000)
 
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 10
     assert caught.value.kind == "timeout"
     assert smollm2("hi", max_tokens=1)
-    assert time.monotonic() - start < 8
+    assert time.monotonic() - start < 15  # the story would take half a minute and more
 
 
 def test_a_cancelled_generation_stops(smollm2: LLM) -> None:
     async def main() -> None:
-        task = asyncio.create_task(smollm2.areply("Tell a long story.", max_tokens=2000))
+        task = asyncio.create_task(smollm2.areply("Tell a long story.", max_tokens=3000))
         await asyncio.sleep(0.3)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -217,7 +217,7 @@ def test_a_cancelled_generation_stops(smollm2: LLM) -> None:
     asyncio.run(main())
 
     assert smollm2("hi", max_tokens=1)
-    assert time.monotonic() - start < 8
+    assert time.monotonic() - start < 15
 
 
 SCRIPT = """
@@ -225,12 +225,12 @@ import os, signal, threading, time
 from trace_opt.llm.connect import connect
 llm = connect("embedded/smollm2", cache=None)
 llm("hi", max_tokens=1)
-threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
 start = time.monotonic()
 try:
+    threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     llm("Tell a long story.", max_tokens=3000)
 except KeyboardInterrupt:
-    print("interrupted after", time.monotonic() - start)
+    print("interrupted" if time.monotonic() - start < 15 else "too late")
 """
 
 
@@ -246,9 +246,8 @@ def test_ctrl_c_ends_a_generation_and_the_process(smollm2: LLM) -> None:
         cwd=Path.cwd(),
     )
 
-    assert done.stdout.startswith("interrupted after 0."), done.stderr
-    assert (done.returncode, done.stderr) == (0, "")
-    assert time.monotonic() - start < 30
+    assert (done.returncode, done.stdout, done.stderr) == (0, "interrupted\n", "")
+    assert time.monotonic() - start < 40
 
 
 def test_a_file_that_is_no_model_is_one_error(tmp_path: Path) -> None:

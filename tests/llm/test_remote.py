@@ -141,8 +141,8 @@ def test_a_cancelled_call_returns_at_once_and_stays_booked(
             await task
         return time.monotonic() - start
 
-    assert asyncio.run(main()) < 0.5
-    deadline = time.monotonic() + 5
+    assert asyncio.run(main()) < 10  # of the 20 that the server takes
+    deadline = time.monotonic() + 30
     while ledger.held and time.monotonic() < deadline:
         time.sleep(0.01)
     assert ledger_before.calls == 0
@@ -152,24 +152,25 @@ def test_a_cancelled_call_returns_at_once_and_stays_booked(
 @pytest.mark.parametrize("client", CLIENTS)
 def test_a_dripping_answer_ends_at_the_deadline(client: str, server: LoopbackServer) -> None:
     asked(client, server, "fine")("load the client")
-    llm = asked(client, server, "drip", timeout_s=0.5, attempts=1)
+    llm = asked(client, server, "drip", timeout_s=1.0, attempts=1)
     start = time.monotonic()
 
-    with pytest.raises(LLMError, match=r"within 0\.5 s"):
+    with pytest.raises(LLMError, match=r"within 1 s"):
         llm("hi")
 
-    assert time.monotonic() - start < 1.5
+    assert time.monotonic() - start < 6  # of the 9 that the answer takes
 
 
 def test_a_deadline_over_all_attempts_ends_the_retries(server: LoopbackServer) -> None:
-    llm = asked("openai", server, "rate-1s", attempts=10, deadline_s=0.5)
+    asked("openai", server, "fine")("load the client")
+    llm = asked("openai", server, "rate-50s", attempts=10, deadline_s=20)
     start = time.monotonic()
 
     with pytest.raises(LLMError, match="429"):
         llm("hi")
 
-    assert time.monotonic() - start < 0.9
-    assert server.hits["rate-1s"] == 1
+    assert time.monotonic() - start < 20
+    assert server.hits["rate-50s"] == 1
 
 
 def test_a_429_holds_back_the_other_calls_of_its_model(server: LoopbackServer) -> None:
@@ -183,23 +184,23 @@ def test_a_429_holds_back_the_other_calls_of_its_model(server: LoopbackServer) -
 
 
 def test_a_pace_is_kept(server: LoopbackServer) -> None:
+    asked("openai", server, "fine")("load the client")
     llm = asked("openai", server, "fine", requests_per_minute=600)
-    llm("first")
     start = time.monotonic()
 
-    llm.replies(["a", "b", "c"])
+    llm.replies(["a", "b", "c", "d"])
 
-    assert time.monotonic() - start >= 0.15  # of 0.3, less what has passed since the first
+    assert time.monotonic() - start >= 0.3
 
 
 def test_waits_can_be_switched_off(server: LoopbackServer) -> None:
-    llm = asked("openai", server, "rate-1s-then-fine", requests_per_minute=6)
+    llm = asked("openai", server, "rate-50s-then-fine", requests_per_minute=1)
     start = time.monotonic()
 
     with no_waits():
         llm("hi")
 
-    assert time.monotonic() - start < 0.9
+    assert time.monotonic() - start < 30
 
 
 SCRIPT = """

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.cpu_time import least
 from trace_opt.core.feedback import Feedback
 from trace_opt.core.parameter import Parameter
 from trace_opt.core.rollout import Rollout
@@ -310,16 +311,20 @@ SHAPES = {"same": same_chain, "other": other_chain, "fan": fan_in, "diamonds": d
 @pytest.mark.parametrize("calls", [10, 1000, 100_000])
 def test_a_text_keeps_within_its_budget_whatever_the_graph(shape: str, calls: int) -> None:
     p = Parameter(2, name="p", description="the variable")
-    run = rollout(lambda: SHAPES[shape](calls, p.value))
-    assert run.graph is not None
-    gc.collect()
-    started = time.process_time()
-    text = render([p], [run], tokens=1500)
-    taken = time.process_time() - started
-    assert tokens_in(text) <= 1500
-    assert "p (whole number)\n  for: the variable\n  now: 2" in text
-    assert "  | expected 5" in text
-    assert taken <= 2.0  # 0.35 to 0.8 s for 100,000 calls on a quiet machine
+
+    def seconds() -> float:
+        run = rollout(lambda: SHAPES[shape](calls, p.value))
+        assert run.graph is not None
+        gc.collect()
+        started = time.process_time()
+        text = render([p], [run], tokens=1500)
+        taken = time.process_time() - started
+        assert tokens_in(text) <= 1500
+        assert "p (whole number)\n  for: the variable\n  now: 2" in text
+        assert "  | expected 5" in text
+        return taken
+
+    assert least(seconds, 2.0) <= 2.0  # 0.35 to 0.8 s for 100,000 calls on a quiet machine
 
 
 def test_several_large_graphs_share_one_budget() -> None:

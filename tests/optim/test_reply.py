@@ -7,7 +7,6 @@ import contextlib
 import enum
 import json
 import math
-import time
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -16,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
+from tests.cpu_time import cpu_time, least
 from trace_opt.core.parameter import Parameter
 from trace_opt.errors import BudgetError, LLMError, ReplyError
 from trace_opt.llm.base import Reply
@@ -117,17 +117,18 @@ KINDS = [
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.number)
 def test_a_reply_gives_exactly_what_it_says(kind: Kind) -> None:
-    started = time.process_time()
-    if kind.values is None:
-        with pytest.raises(ReplyError):
-            read(kind.text, parameters(), finish=kind.finish)
-    else:
-        answer = read(kind.text, parameters(), finish=kind.finish)
-        assert answer.values == kind.values
-        assert all(type(answer.values[name]) is type(value) for name, value in kind.values.items())
-        assert set(answer.problems) == set(kind.again)
-        assert answer.repaired == kind.repaired
-    assert time.process_time() - started <= 0.05
+    def reading() -> None:
+        if kind.values is None:
+            with pytest.raises(ReplyError):
+                read(kind.text, parameters(), finish=kind.finish)
+        else:
+            answer = read(kind.text, parameters(), finish=kind.finish)
+            assert answer.values == kind.values
+            assert all(type(answer.values[name]) is type(value) for name, value in kind.values.items())
+            assert set(answer.problems) == set(kind.again)
+            assert answer.repaired == kind.repaired
+
+    assert least(lambda: cpu_time(reading), 0.05) <= 0.05
 
 
 def test_all_52_kinds_are_in_the_table() -> None:
@@ -172,10 +173,11 @@ def test_a_list_that_was_cut_is_not_taken_for_a_whole_one() -> None:
     "text", ["x" * 300_000, '{"a": 1} ' * 40_000, '"' * 200_000, "{[" * 100_000, "```\n{\n" * 40_000]
 )
 def test_a_hostile_reply_costs_little(text: str) -> None:
-    started = time.process_time()
-    with contextlib.suppress(ReplyError):
-        assert read(text, [Parameter("a", name="style")]).values == {}
-    assert time.process_time() - started <= 0.2
+    def reading() -> None:
+        with contextlib.suppress(ReplyError):
+            assert read(text, [Parameter("a", name="style")]).values == {}
+
+    assert least(lambda: cpu_time(reading), 0.2) <= 0.2
 
 
 @given(st.text(max_size=300))

@@ -78,6 +78,7 @@ def test_no_more_jobs_run_at_once_than_allowed_over_all_sets(in_tasks: bool) -> 
 
 @pytest.mark.parametrize("in_tasks", [True, False])
 def test_the_first_error_in_order_is_raised_and_no_further_job_is_begun(in_tasks: bool) -> None:
+    """Job 3 fails first and job 2 after it; meanwhile the other two at once take further ones, of which there are many."""
     begun: list[int] = []
 
     def fails(job: int) -> int:
@@ -97,8 +98,8 @@ def test_the_first_error_in_order_is_raised_and_no_further_job_is_begun(in_tasks
         return job
 
     with pytest.raises(ValueError, match="job 2"):
-        run(LocalExecutor(4), range(100), afails if in_tasks else fails)
-    assert len(begun) < 20
+        run(LocalExecutor(4), range(10_000), afails if in_tasks else fails)
+    assert len(begun) < (20 if in_tasks else 2_000)  # a thread that fails may be held up for seconds by a busy machine
 
 
 def test_threads_see_the_callers_context() -> None:
@@ -117,38 +118,49 @@ def test_threads_see_the_callers_context() -> None:
 
 
 def test_work_that_returns_at_once_stays_on_one_thread_and_work_that_waits_spreads() -> None:
-    fast = set(run(LocalExecutor(8), range(500), lambda _: threading.get_ident()))
+    together = threading.Barrier(8, timeout=20)
 
     def slow(_: int) -> int:
-        time.sleep(0.01)
+        together.wait()
         return threading.get_ident()
 
-    spread = set(run(LocalExecutor(8), range(40), slow))
-    assert len(fast) <= 2
-    assert len(spread) == 8
+    def threads_of_fast_work() -> int:
+        return len(set(run(LocalExecutor(8), range(500), lambda _: threading.get_ident())))
+
+    # a thread that a busy machine holds up looks like one that waits
+    assert any(threads_of_fast_work() <= 2 for _ in range(5))
+    assert len(set(run(LocalExecutor(8), range(40), slow))) == 8
 
 
-def test_a_cancelled_set_begins_no_further_job() -> None:
+def test_a_cancelled_set_begins_no_further_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs then is waited for, so nothing is begun after that."""
+    monkeypatch.setattr("trace_opt.search.executors.GRACE_S", 20.0)
     begun: list[int] = []
+    cancelled = threading.Event()
 
     def slow(job: int) -> None:
         begun.append(job)
-        time.sleep(0.02)
+        assert len(begun) < 4 or cancelled.wait(20)
 
     async def whole() -> None:
         executor = LocalExecutor(2)
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.05):
-                await executor.run(range(1000), slow)
+        running = asyncio.ensure_future(executor.run(range(1000), slow))
+        while len(begun) < 4:
+            await asyncio.sleep(0.001)
+        running.cancel()
+        asyncio.get_running_loop().call_later(0.05, cancelled.set)
+        with pytest.raises(asyncio.CancelledError):
+            await running
         executor.close()
 
     asyncio.run(whole())
     count = len(begun)
     time.sleep(0.05)
-    assert len(begun) == count < 20
+    assert len(begun) == count <= 5
 
 
 def test_threads_are_used_again_and_let_go() -> None:
+    earlier = set(threading.enumerate())
     executor = LocalExecutor(2)
 
     async def often() -> set[int]:
@@ -158,12 +170,12 @@ def test_threads_are_used_again_and_let_go() -> None:
         return found
 
     assert len(asyncio.run(often())) <= 2
+    own = {t for t in threading.enumerate() if t.name.startswith("trace_opt-rollouts")} - earlier
+    assert own
     executor.close()
-    for _ in range(100):
-        if not any(t.name.startswith("trace_opt-rollouts") for t in threading.enumerate()):
-            break
-        time.sleep(0.01)
-    assert not [t for t in threading.enumerate() if t.name.startswith("trace_opt-rollouts")]
+    for thread in own:
+        thread.join(20)
+        assert not thread.is_alive()
 
 
 def test_ten_thousand_rollouts_at_once_on_one_loop_do_not_cross() -> None:

@@ -1,6 +1,5 @@
 """A search that is killed and resumed ends as an uninterrupted one; the harness is the benchmark's, with a handful of kills."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -55,22 +54,33 @@ def test_a_killed_and_resumed_search_ends_as_an_uninterrupted_one(kills: Any, cl
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent as a signal here")
 def test_ctrl_c_keeps_everything_and_the_run_goes_on(clean: Any, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, str(HARNESS), "--child", str(tmp_path / "runs.db"), str(tmp_path / "sent"), "", "never", "0", "0.02"],
-        stderr=subprocess.PIPE,
-    )  # fmt: skip
-    while len(harness().lines(tmp_path)) < 60 and process.poll() is None:
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGINT)
-    said = process.communicate(timeout=20)[1].decode()
-    store = Store(tmp_path / "runs.db")
+    said, folder = _interrupted(tmp_path)
+    store = Store(folder / "runs.db")
     record = store.load("last")
     store.close()
     assert "KeyboardInterrupt" in said
     assert (record.info.status, record.info.owner) == ("interrupted", "")
-    assert sum(c.calls for c in record.spend.values()) >= len(harness().lines(tmp_path))
+    assert sum(c.calls for c in record.spend.values()) >= len(harness().lines(folder))
 
-    again = harness().start(tmp_path, record.info.id, None, 0.001)
+    again = harness().start(folder, record.info.id, None, 0.001)
     assert again.wait(timeout=60) == 0
-    whole = harness().dump(tmp_path / "runs.db")
+    whole = harness().dump(folder / "runs.db")
     assert whole["result"] == clean["result"]
+
+
+def _interrupted(tmp_path: Path) -> tuple[str, Path]:
+    """What a search said that got Ctrl-C in its middle, and its folder; one that was over before is begun anew."""
+    for number in range(5):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        process = subprocess.Popen(
+            [sys.executable, str(HARNESS), "--child", str(folder / "runs.db"), str(folder / "sent"), "", "never", "0", "0.02"],
+            stderr=subprocess.PIPE,
+        )  # fmt: skip
+        while len(harness().lines(folder)) < 60 and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)[1].decode()
+        if process.returncode != 0:
+            break
+    return said, folder

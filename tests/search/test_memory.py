@@ -271,7 +271,8 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def test_fast_and_free_calls_are_not_written(tmp_path: Path) -> None:
+def test_fast_and_free_calls_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trace_opt.search.memory.LONG_S", 0.5)
     b = Parameter(0, name="b")
 
     @trace(memo=True)
@@ -280,7 +281,7 @@ def test_fast_and_free_calls_are_not_written(tmp_path: Path) -> None:
 
     @trace(memo=True)
     def slow(x: int) -> int:
-        time.sleep(0.06 if x == 0 else 0)
+        time.sleep(0.55 if x == 0 else 0)
         return x
 
     store = Store(tmp_path / "runs.db")

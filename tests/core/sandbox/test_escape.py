@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from trace_opt.core.sandbox.process import Process
 from trace_opt.errors import CodeError
 
 LIMITS = Limits(seconds=0.3, memory=64 * 2**20, recursion=200, calls=50, sleep=0.1, output=50_000, result=200_000)
-SLACK = 2.0  # seconds that a busy machine may add
+PATIENT = replace(LIMITS, seconds=10)  # where another limit than the time is to be hit, however busy the machine is
+SLACK = 20.0  # seconds that a busy machine may add; what has no end, or sleeps a minute, takes longer
 HARMLESS = (int, str, list, dict, type(None))
 
 
@@ -54,10 +56,11 @@ def state_of(folder: str) -> list[tuple[str, int, int, float]]:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.kind}: {case.name}")
 def test_a_hostile_function_gets_nothing_and_ends_within_its_limits(
-    sandbox: Sandbox, prey: dict[str, Any], case: Case
+    sandbox: Sandbox, prey: dict[str, Any], case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = type(sandbox).__name__.lower()
     limit = case.limits[name]
+    monkeypatch.setattr(sandbox, "limits", PATIENT if limit in ("recursion", "calls", "result", "sleep") else LIMITS)
     before = state_of(prey["folder"])
     start = time.monotonic()
     failed: CodeError | None = None
@@ -70,7 +73,7 @@ def test_a_hostile_function_gets_nothing_and_ends_within_its_limits(
     except CodeError as error:
         failed = error
 
-    assert time.monotonic() - start < 2 * LIMITS.seconds + SLACK
+    assert time.monotonic() - start < 2 * sandbox.limits.seconds + SLACK
     assert state_of(prey["folder"]) == before
     assert not Path("/dev/shm/trace_opt_escape").exists()
     if failed is not None:
@@ -84,6 +87,7 @@ def test_a_hostile_function_gets_nothing_and_ends_within_its_limits(
             assert failed.limit == limit
         if failed.limit is not None and failed.limit != "result":
             assert f"{failed.limit} limit" in str(failed)
+    sandbox.limits = PATIENT
     assert sandbox.call("def f(x):\n    return x + 1\n", "f", (1,)) == 2
 
 
@@ -130,7 +134,7 @@ def test_the_same_function_gets_what_it_wants_where_nothing_confines_it(name: st
             [sys.executable, "-c", script],
             capture_output=True,
             text=True,
-            timeout=20,
+            timeout=60,
             env={**os.environ, "TRACE_OPT_SECRET": "s"},
         )
     assert "ESCAPED" in done.stdout, done.stderr

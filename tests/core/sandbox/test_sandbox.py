@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import decimal
 import gc
@@ -15,7 +16,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,8 @@ from trace_opt.core.sandbox.trusted import Trusted
 from trace_opt.core.tracer import record, trace
 from trace_opt.errors import BudgetError, CodeError, LLMError, TraceError
 
-LIMITS = Limits(seconds=0.5, memory=64 * 2**20, recursion=200, calls=20, sleep=0.1)
+LIMITS = Limits(seconds=10, memory=64 * 2**20, recursion=200, calls=20, sleep=0.1)
+BRIEF = replace(LIMITS, seconds=1)  # where the time is to be over
 needs_process = pytest.mark.skipif(Process.refusal() is not None, reason=str(Process.refusal()))
 
 
@@ -298,8 +300,9 @@ def test_a_host_function_that_gives_no_data_is_the_users_mistake(sandbox: Sandbo
         sandbox.call("def f():\n    return give()\n", "f", uses={"give": object})
 
 
-def test_time_in_host_functions_is_not_the_candidates(sandbox: Sandbox) -> None:
-    assert sandbox.call("def f():\n    return slow()\n", "f", uses={"slow": lambda: time.sleep(0.8) or 5}) == 5
+def test_time_in_host_functions_is_not_the_candidates(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "limits", BRIEF)
+    assert sandbox.call("def f():\n    return slow()\n", "f", uses={"slow": lambda: time.sleep(1.2) or 5}) == 5
 
 
 def test_a_host_function_may_call_the_sandbox_again(sandbox: Sandbox) -> None:
@@ -364,17 +367,19 @@ def test_threads_share_a_sandbox(sandbox: Sandbox) -> None:
 
 
 def test_tasks_share_a_sandbox_and_the_loop_goes_on(sandbox: Sandbox) -> None:
-    async def look(x: int) -> int:
-        await asyncio.sleep(0.01)
-        return x + 1
-
     async def main() -> tuple[list[Any], int]:
-        ticks = 0
+        ticks, enough = 0, asyncio.Event()
+
+        async def look(x: int) -> int:
+            await enough.wait()
+            return x + 1
 
         async def tick() -> None:
             nonlocal ticks
             while True:
                 ticks += 1
+                if ticks == 3:
+                    enough.set()
                 await asyncio.sleep(0.005)
 
         ticking = asyncio.create_task(tick())
@@ -395,12 +400,14 @@ def test_an_awaited_call_raises_what_the_blocking_one_does(sandbox: Sandbox) -> 
 
 
 def test_a_cancelled_call_ends_by_its_limits_and_the_next_works(sandbox: Sandbox) -> None:
-    async def main() -> Any:
+    async def main(own: Sandbox) -> Any:
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(sandbox.acall("def f():\n    while True:\n        pass\n", "f"), 0.05)
-        return await sandbox.acall("def f():\n    return 1\n", "f")
+            await asyncio.wait_for(own.acall("def f():\n    while True:\n        pass\n", "f"), 0.2)
+        own.limits = LIMITS
+        return await own.acall("def f():\n    return 1\n", "f")
 
-    assert asyncio.run(main()) == 1
+    with type(sandbox)(BRIEF) as own:
+        assert asyncio.run(main(own)) == 1
 
 
 # nothing stays
@@ -413,7 +420,8 @@ def open_files() -> int:
 def children() -> set[int]:
     found: set[int] = set()
     for task in Path("/proc/self/task").iterdir():
-        found |= {int(pid) for pid in (task / "children").read_text().split()}
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended meanwhile
+            found |= {int(pid) for pid in (task / "children").read_text().split()}
     return found
 
 
@@ -457,10 +465,15 @@ print(*[c for t in Path("/proc/self/task").iterdir() for c in (t / "children").r
     assert done.returncode == (-signal.SIGKILL if ending else 0), done.stderr
     assert done.stderr == ""
     assert workers
-    deadline = time.monotonic() + 5
-    while any(running(pid) for pid in workers) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not any(running(pid) for pid in workers)
+    assert all(ends(pid) for pid in workers)
+
+
+def ends(pid: int) -> bool:
+    """Whether a process ends before long."""
+    deadline = time.monotonic() + 30
+    while running(pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not running(pid)
 
 
 def running(pid: int) -> bool:
@@ -480,10 +493,7 @@ def test_a_sandbox_that_is_dropped_ends_its_workers() -> None:
         (worker,) = children() - before
         del sandbox
         gc.collect()
-        deadline = time.monotonic() + 5
-        while running(worker) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert not running(worker)
+        assert ends(worker)
 
 
 def test_a_closed_sandbox_starts_again(sandbox: Sandbox) -> None:
@@ -507,7 +517,7 @@ if pid == 0:
     os._exit(2)
 os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=project, timeout=30)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=project, timeout=60)
     assert done.returncode == 7, done.stderr
 
 
@@ -525,7 +535,7 @@ if pid == 0:
 code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 raise SystemExit(code if call() == before else 2)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=project, timeout=30)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=project, timeout=60)
     assert done.returncode == 7, done.stderr
 
 
@@ -535,7 +545,7 @@ def test_a_worker_that_was_killed_is_replaced() -> None:
         sandbox.call("def f():\n    return 1\n", "f")
         for worker in sandbox._idle:
             os.kill(worker.pid, signal.SIGKILL)
-            time.sleep(0.05)
+            assert ends(worker.pid)
         assert sandbox.call("def f():\n    return 2\n", "f") == 2
 
 
