@@ -26,7 +26,7 @@ from trace_opt.search.run import Run
 from trace_opt.store.store import Store
 from trace_opt.testing import ScriptedLLM
 
-LATE_S = 1.5  # no rollout that is not meant to be late should be, however the machine stalls
+LATE_S = 1.2  # no rollout that is not meant to be late should be, however the machine stalls
 SAID = f"took longer than {LATE_S} s (timeout={LATE_S})"
 
 TRAIN = [{"x": x} for x in range(4)]
@@ -261,9 +261,9 @@ def test_a_late_rollout_is_never_run_again(tmp_path: Path) -> None:
 def test_a_worker_with_a_late_rollout_is_replaced(workflow: Any) -> None:
     """The others' rollouts come through, the late one is paid once and shows what it did."""
     optimizer = Listed([{"prompt": "Shout it: "}])
-    given = {"optimizers": [optimizer], "budget": Budget(trials=1), "timeout": 3.0, "store": None, "concurrency": 4}
+    given = {"optimizers": [optimizer], "budget": Budget(trials=1), "timeout": 2.0, "store": None, "concurrency": 4}
     run = optimize(workflow, sent.examples(6), sent.loud, executor=ProcessExecutor(2), **given)
-    assert [rollout.error for rollout in optimizer.asked[0]].count("Timeout: took longer than 3 s (timeout=3)") == 1
+    assert [rollout.error for rollout in optimizer.asked[0]].count("Timeout: took longer than 2 s (timeout=2)") == 1
     late = next(rollout for rollout in optimizer.asked[0] if rollout.error)
     assert late.graph is not None
     assert run.spent["workflow"].calls == 12
