@@ -178,6 +178,7 @@ def test_threads_are_used_again_and_let_go() -> None:
         assert not thread.is_alive()
 
 
+@pytest.mark.slow
 def test_ten_thousand_rollouts_at_once_on_one_loop_do_not_cross() -> None:
     count = 10_000
     added = Parameter(0, name="added")

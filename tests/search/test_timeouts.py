@@ -257,7 +257,7 @@ def test_a_late_rollout_is_never_run_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="workers are killed by signals here")
-@pytest.mark.parametrize("workflow", [sent.dawdling, sent.adawdling])
+@pytest.mark.parametrize("workflow", [sent.dawdling, pytest.param(sent.adawdling, marks=pytest.mark.slow)])
 def test_a_worker_with_a_late_rollout_is_replaced(workflow: Any) -> None:
     """The others' rollouts come through, the late one is paid once and shows what it did."""
     optimizer = Listed([{"prompt": "Shout it: "}])
@@ -269,6 +269,7 @@ def test_a_worker_with_a_late_rollout_is_replaced(workflow: Any) -> None:
     assert run.spent["workflow"].calls == 12
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="workers are killed by signals here")
 def test_a_worker_that_cannot_even_say_that_it_is_late_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """A rollout that holds the interpreter's lock takes its worker with it; those beside it are run again elsewhere."""

@@ -183,6 +183,7 @@ def test_a_run_stopped_within_a_phase_ends_bit_identical(
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="the process kills itself by a signal")
 def test_a_process_killed_in_a_phase_leaves_what_a_resumed_one_ends_bit_identical(tmp_path: Path) -> None:
     child = Path(__file__).with_name("training_child.py")
