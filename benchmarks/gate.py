@@ -21,7 +21,8 @@ from typing import Any
 
 import harness
 
-from trace_opt.search.gate import Gate, Measure, smallest_gain
+from trace_opt.search.gate import Gate, Measure
+from trace_opt.search.measures import smallest_gain
 from trace_opt.search.sign_test import pair_chances
 
 N = 100

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trace_opt.errors import ProblemError
-from trace_opt.search.gate import Comparison, Gate, Kind, Measure, Outcome, smallest_gain, trial_order
+from trace_opt.search.gate import Comparison, Gate, Kind, Measure, Outcome, trial_order
+from trace_opt.search.measures import smallest_gain
 from trace_opt.search.sign_flip import winsorised
 from trace_opt.search.sign_test import bounds, pair_chances
 

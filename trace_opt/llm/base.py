@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, Literal, Self, TypedDict, Unpack, cast, final
 
+from trace_opt.core.numbers import is_number
 from trace_opt.core.rollout import Cost
 from trace_opt.core.tracer import trace
 from trace_opt.errors import LLMError, meant
@@ -277,6 +278,16 @@ def check_fields(given: Mapping[str, Any]) -> None:
             raise LLMError(f"a request has no field {name!r}; {hint}", kind="request")
 
 
+def check_temperature(given: Any) -> None:
+    """Refuse a temperature that no model takes.
+
+    Raises:
+        LLMError: it is none.
+    """
+    if not is_number(given) or not 0 <= given <= 2:
+        raise LLMError(f"temperature is {given!r:.80}; give a number between 0 and 2", kind="request")
+
+
 def checked(request: Request) -> Request:
     """The same request.
 
@@ -289,9 +300,7 @@ def checked(request: Request) -> Request:
         _check_message(message)
     if type(request.max_tokens) is not int or request.max_tokens < 1:
         raise LLMError(f"max_tokens is {request.max_tokens!r}; give a whole number of at least 1", kind="request")
-    warmth: Any = request.temperature
-    if isinstance(warmth, bool) or not isinstance(warmth, (int, float)) or not 0 <= warmth <= 2:
-        raise LLMError(f"temperature is {request.temperature!r}; give a number between 0 and 2", kind="request")
+    check_temperature(request.temperature)
     if len(set(request.answers)) != len(request.answers) or any(not text.strip() for text in request.answers):
         raise LLMError(f"answers are {request.answers!r}; give texts that differ and are not blank", kind="request")
     return request

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, Unpack, cast
 from weakref import WeakKeyDictionary
 
+from trace_opt.core.numbers import is_number, is_whole
 from trace_opt.errors import LLMError
 from trace_opt.llm import models, prices
-from trace_opt.llm.base import LLM, Fields, check_fields
+from trace_opt.llm.base import LLM, Fields, check_fields, check_temperature
 from trace_opt.llm.cache import checked_path
 from trace_opt.llm.elsewhere import Spec, through
 from trace_opt.llm.stack import Backend, Connected, Limits
@@ -77,20 +78,16 @@ def _check_numbers(*, price: Any, temperature: Any, **above_0: Any) -> None:
     }
     for name, value in given.items():
         whole = name in ("attempts", "concurrency")
-        if not _number(value) or (whole and not isinstance(value, int)) or not value > 0:
+        if not (is_whole(value) if whole else is_number(value) and value > 0):
             raise LLMError(f"{name} is {value!r:.80}; give a {'whole ' * whole}number above 0", kind="request")
     pair: list[Any] = [] if not isinstance(price, (tuple, list)) else list(cast("Any", price))
-    if price is not None and (len(pair) != 2 or not all(_number(item) and 0 <= item < math.inf for item in pair)):
+    if price is not None and (len(pair) != 2 or not all(is_number(item) and 0 <= item < math.inf for item in pair)):
         raise LLMError(
             f"price is {price!r:.80}; give US dollars for an input and an output token, 0 or more, as in (2e-6, 8e-6)",
             kind="request",
         )
-    if temperature is not None and (not _number(temperature) or not 0 <= temperature <= 2):
-        raise LLMError(f"temperature is {temperature!r:.80}; give a number between 0 and 2", kind="request")
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if temperature is not None:
+        check_temperature(temperature)
 
 
 def connected(spec: Spec) -> LLM:

@@ -86,25 +86,30 @@ def _raw(rated: Rated, reward: Reward) -> list[float]:
             )
         return list(rated.gains)
     if callable(reward):
-        return _rewards(reward, rated.completions)
+        said, n = reward(rated.completions), len(rated.completions.texts)
+        found = numbers_in(said, n)
+        if found is None:
+            raise TraceError(
+                f"the reward of {n} completions is {said!r:.80}; let it return a list of {n} finite numbers, one for each"
+            )
+        return found
     if not rated.labels:
         raise TraceError("reward is 'exact', but the rated completions have no labels; give the reflector's tasks some")
     return [exact(text, rated.labels) for text in rated.completions.texts]
 
 
-def _rewards(reward: Callable[[Completions], Sequence[float]], completions: Completions) -> list[float]:
-    """What a function says of completions, checked: weights that a NaN went into are lost."""
-    said: Any = reward(completions)
-    n = len(completions.texts)
+def numbers_in(said: Any, count: int) -> list[float] | None:
+    """The rewards that a function gave, where there is a finite one for each completion: a NaN would ruin the weights.
+
+    Args:
+        said: What it gave.
+        count: How many completions it was asked about.
+    """
     try:
         found = [float(value) for value in said]
     except (TypeError, ValueError):
-        found = []
-    if len(found) != n or not all(map(math.isfinite, found)):
-        raise TraceError(
-            f"the reward of {n} completions is {said!r:.80}; let it return a list of {n} finite numbers, one for each"
-        )
-    return found
+        return None
+    return found if len(found) == count and all(map(math.isfinite, found)) else None
 
 
 def batch_of(policy: LocalPolicy, groups: Sequence[Earned], *, relative: bool, alike: bool = False) -> Batch:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from trace_opt.core.feedback import Feedback, Guide
+from trace_opt.core.numbers import is_whole
 from trace_opt.core.parameter import Parameter
 from trace_opt.core.wrapper import is_async
 from trace_opt.errors import ProblemError
@@ -193,5 +194,5 @@ class Episodes:
 
 
 def _whole(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if not is_whole(value, least):
         raise ProblemError(f"{name} is {value!r}; give a whole number of at least {least}")

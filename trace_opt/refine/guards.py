@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from trace_opt.core.numbers import is_whole
 from trace_opt.refine.estimators.base import divergence, k3
 from trace_opt.refine.local import as_json, kept
 
@@ -62,8 +63,8 @@ class PolicyGuards:
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ValueError(f"PolicyGuards got {name}={value!r}; give a share from 0 to 1")
-        longest: Any = self.longest
-        if longest is not None and (not isinstance(longest, int) or isinstance(longest, bool) or longest < 1):
+        longest = self.longest
+        if longest is not None and not is_whole(longest):
             raise ValueError(f"PolicyGuards got longest={longest!r}; give a whole number of words, at least 1, or None")
         if self.kl is not None and not self.kl > 0:
             raise ValueError(f"PolicyGuards got kl={self.kl!r}; give nats above 0, or None")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from threading import RLock
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from trace_opt.core.numbers import is_whole
 from trace_opt.llm.base import Message
 from trace_opt.refine.batch import Policy
 
@@ -52,7 +53,7 @@ def check_sampled(prompts: Sequence[Prompt], n: int, max_tokens: int, temperatur
     if not prompts or n < 1:
         raise ValueError(f"sample got {len(prompts)} prompts and n={n!r}; give at least one of each")
     for name, value in (("n", n), ("max_tokens", max_tokens)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:  # pyright: ignore[reportUnnecessaryIsInstance] # users pass anything
+        if not is_whole(value):
             raise ValueError(f"sample got {name}={value!r}; give a whole number of at least 1")
     if not 0 <= temperature < math.inf:
         raise ValueError(f"sample got temperature={temperature!r}; give a number of 0 or more")

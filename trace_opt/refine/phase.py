@@ -15,13 +15,14 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from trace_opt.core.adapter import Adapter
+from trace_opt.core.numbers import is_whole
 from trace_opt.core.rollout import Rollout, Rollouts
 from trace_opt.errors import BudgetError, TraceError
 from trace_opt.refine.calling import Calls, released
 from trace_opt.refine.earning import Earned, Reward, Silent, batch_of, earned, rated_of
 from trace_opt.refine.estimators.named import Recipe, is_relative
 from trace_opt.refine.guards import PolicyGuards, Watch
-from trace_opt.refine.outcomes import Episode, is_episode
+from trace_opt.refine.outcomes import is_episode
 
 if TYPE_CHECKING:
     from trace_opt.refine.batch import Batch
@@ -45,7 +46,7 @@ class Refining:
     def __post_init__(self) -> None:
         for name in ("updates", "tasks", "patience", "checkpoint_every"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if not is_whole(value):
                 raise ValueError(f"Refiner got {name}={value!r}; give a whole number of at least 1")
         if not 0 <= self.entropy < math.inf:
             raise ValueError(f"Refiner got entropy={self.entropy!r}; give a number of 0 or more")
@@ -133,7 +134,7 @@ class Phase:
         self.done: int = 0 if saved is None else saved["done"]
         self.learned: int = 0 if saved is None else saved["learned"]
         self.failed: int = 0 if saved is None else saved["failed"]
-        self.failure: str = "" if saved is None else saved.get("failure", "")
+        self.failure: str = "" if saved is None else saved["failure"]
         self.curve = Curve() if saved is None else Curve(**{k: list(v) for k, v in saved["curve"].items()})
         self.watch = Watch() if saved is None else Watch.load(saved["watch"])
         self.ended = ""
@@ -270,7 +271,7 @@ class Phase:
         self.failed += len(errors)
         self.failure = self.failure or (errors[0] if errors else "")
         name = self.policy.adapter.name
-        graphs = [rollout.graph for rollout in found if is_episode(rollout.output) and Episode.of(rollout.output).rated]
+        graphs = [rollout.graph for rollout in found if is_episode(rollout.output) and rollout.output["rated"]]
         if graphs and all(graph is not None and name not in graph.parameters for graph in graphs):
             raise TraceError(
                 f"reflections were rated that the policy with adapter {name!r} did not write; give the refiner the policy that "

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
 from trace_opt.core.adapter import Adapter
 from trace_opt.refine.local import Completions, check_prompts
-from trace_opt.refine.pairs import check_every, pairs_of
-from trace_opt.refine.supervised import Pair, Supervised
+from trace_opt.refine.supervised import Pair, Supervised, pairs_of
 
 if TYPE_CHECKING:
     import torch
@@ -106,7 +105,6 @@ class RewardModel:
             ValueError: there are no pairs, or all are good, or none is; something is no pair, or `every` is no number of
                 steps.
         """
-        check_every(RewardTraining.name, every)
         training = RewardTraining(
             self, pairs_of(RewardTraining.name, pairs), epochs=epochs, batch=batch, lr=lr, clip=clip, seed=seed
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from trace_opt.core.codec import content_hash
+from trace_opt.core.numbers import is_whole
 from trace_opt.refine import checkpoint as files
 from trace_opt.refine.estimators.base import length, stepped
 from trace_opt.refine.local import as_json
@@ -39,14 +40,29 @@ class Pair:
     completion: str
     gain: float = 1.0
 
-    @classmethod
-    def of(cls, given: Pair | Experience) -> Pair:
-        """The pair in a reflection from the store (`refine.buffer.replay`)."""
-        return given if isinstance(given, cls) else cls(given.prompt, given.completion, given.gain)
-
     def to_json(self) -> list[Any]:
         """Plain data that is equal for equal pairs only."""
         return [as_json(self.prompt), self.completion, self.gain]
+
+
+def pairs_of(name: str, given: Sequence[Pair | Experience]) -> list[Pair]:
+    """Pairs, of what may be reflections from the store (`refine.buffer.replay`).
+
+    Args:
+        name: What learns from them.
+        given: Pairs or reflections.
+
+    Raises:
+        ValueError: one is neither.
+    """
+    found: list[Pair] = []
+    for one in given:
+        if not all(hasattr(one, part) for part in Pair.__slots__):
+            raise ValueError(
+                f"the {name} got {one!r:.80} for a pair; give Pair(prompt, completion, gain), or reflections from the store"
+            )
+        found.append(Pair(one.prompt, one.completion, one.gain))
+    return found
 
 
 class Supervised(ABC):
@@ -161,8 +177,10 @@ class Supervised(ABC):
             The loss before each step.
 
         Raises:
-            ValueError: the checkpoint belongs to other training.
+            ValueError: the checkpoint belongs to other training, or `every` is no number of steps.
         """
+        if not is_whole(every):
+            raise ValueError(f"the {self.name} got every={every!r}; give a whole number of steps of at least 1")
         kept = files.load(checkpoint) if checkpoint is not None else None
         if kept is not None:
             self.load_state_dict(kept)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import importlib
-import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -23,6 +22,7 @@ from trace_opt.core.adapter import Adapter
 from trace_opt.core.context import in_force
 from trace_opt.core.wrapper import is_async
 from trace_opt.errors import ProblemError
+from trace_opt.refine.earning import numbers_in
 from trace_opt.refine.episodes import Episodes
 from trace_opt.refine.loading import PROJECTIONS, load_base
 from trace_opt.refine.local import Completions, Prompt, kept, messages_of, with_system
@@ -164,9 +164,9 @@ def reward_function(prompts: Sequence[Prompt], reward: Reward) -> Callable[..., 
         return Completions(told, tuple(map(int, given["index"])), tuple(said), tokens, ((),) * len(said))
 
     def checked(rewards: Rewards, count: int) -> list[float]:
-        found = [float(value) for value in rewards]
-        if len(found) != count or not all(map(math.isfinite, found)):
-            raise ValueError(f"the reward gave {found!r:.80} for {count} completions; give a finite number for each")
+        found = numbers_in(rewards, count)
+        if found is None:
+            raise ValueError(f"the reward gave {rewards!r:.80} for {count} completions; give a finite number for each")
         return found
 
     if is_async(reward):

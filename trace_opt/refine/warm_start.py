@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trace_opt.refine.pairs import check_every, pairs_of
-from trace_opt.refine.supervised import Pair, Supervised
+from trace_opt.refine.supervised import Pair, Supervised, pairs_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,7 +100,6 @@ def fine_tune(
         ValueError: there is nothing to learn from, something is no pair, `every` is no number of steps, or the checkpoint
             belongs to another warm start: other pairs or options, another policy, or one whose adapter had another value.
     """
-    check_every(WarmStart.name, every)
     losses = WarmStart(policy, pairs, **options).run(checkpoint, every)
     policy.adapter.value = policy.dump()
     return losses

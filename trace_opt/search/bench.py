@@ -63,6 +63,7 @@ class Bench:
         parameters: By full name, for graphs from the store; set once they are known.
         reached: The parameters that the rollouts on each example read, while `watch` is on.
         reuse: Finds rollouts of other runs, or None.
+        failed: Told of every rollout that failed, with its error, or None.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Bench:
         self.parameters: Mapping[str, Parameter[Any]] = {}
         self.reached: dict[int, list[Parameter[Any]]] = {}
         self.reuse: Reuse | None = None
+        self.failed: Callable[[Job, str], None] | None = None
         self._roller = roller
         self._executor = executor
         self._dispatch = Dispatch(roller, executor, ledger)
@@ -311,6 +313,8 @@ class Bench:
 
     def _finish(self, job: Job, rollout: Rollout, account: Account) -> None:
         """Keep a rollout as soon as it is known; called where it ran."""
+        if self.failed is not None and rollout.error is not None:
+            self.failed(job, rollout.error)
         now = rollout.cost.calls > 0 or rollout.seconds >= LONG_S
         graph = rollout.graph.to_json() if now and rollout.graph is not None and self.writer is not None else None
         booked = account.take()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from trace_opt.core.numbers import is_number, is_whole
 from trace_opt.errors import ProblemError
 from trace_opt.search.greedy import Greedy
 
@@ -15,11 +16,6 @@ if TYPE_CHECKING:
     from trace_opt.optim.base import Optimizer
     from trace_opt.search.greedy import Search
     from trace_opt.store.store import Store
-
-
-def is_number(given: object) -> bool:
-    """Whether something is a number and neither a truth value nor NaN."""
-    return isinstance(given, (int, float)) and not isinstance(given, bool) and not math.isnan(given)
 
 
 def searching(given: Any) -> Search:
@@ -152,3 +148,55 @@ def opened(where: Any) -> Store:
     if where is not None and not isinstance(where, (str, Path, Store)):
         raise ProblemError(f"store is {where!r:.60}; give a path, a URL or a Store, or None to keep nothing")
     return open_store(where)
+
+
+def whole(name: str, given: Any) -> int:
+    """A whole number of at least 1.
+
+    Args:
+        name: The option's.
+        given: What it was set to.
+
+    Raises:
+        ProblemError: it is none.
+    """
+    if not is_whole(given):
+        raise ProblemError(f"{name} is {given!r}; give a whole number of at least 1")
+    return given
+
+
+def timeout(given: Any) -> float | None:
+    """Seconds that a rollout may take, or None.
+
+    Raises:
+        ProblemError: they are none, or not above 0.
+    """
+    if given is None:
+        return None
+    if not is_number(given) or not 0 < given < math.inf:
+        raise ProblemError(f"timeout is {given!r}; give seconds above 0, or leave it out for no limit")
+    return float(given)
+
+
+def approving(given: Any) -> Any:
+    """Who approves of what the search would build on, or None.
+
+    Raises:
+        ProblemError: it cannot be called.
+    """
+    if given is not None and not callable(given):
+        raise ProblemError(f"approve is {given!r:.60}, which cannot be called; pass a function of an Approval")
+    return given
+
+
+def reusing(given: Any, store: Store | None) -> bool:
+    """Whether rollouts of other runs are taken.
+
+    Raises:
+        ProblemError: it is no truth value, or there is no store to take them from.
+    """
+    if not isinstance(given, bool):
+        raise ProblemError(f"reuse is {given!r:.60}; give True or False")
+    if given and store is None:
+        raise ProblemError("reuse=True needs a store to find rollouts in; leave store=None out")
+    return given

@@ -20,8 +20,8 @@ from trace_opt.search.ending import summary
 from trace_opt.search.engine import blocking
 from trace_opt.search.executors import LocalExecutor
 from trace_opt.search.forecast import Proposing, proposing
-from trace_opt.search.gate import smallest_gain
 from trace_opt.search.ledger import Ledger
+from trace_opt.search.measures import smallest_gain
 from trace_opt.search.memory import saved_json
 from trace_opt.search.options import Options
 from trace_opt.search.report import Report, spend_json

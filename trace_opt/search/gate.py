@@ -11,7 +11,6 @@ A comparison is a function of its pairs: to resume one, add them again.
 
 from __future__ import annotations
 
-import functools
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from trace_opt.errors import ProblemError
 from trace_opt.search.betting import BettingTest
 from trace_opt.search.futility import Futility
 from trace_opt.search.sign_flip import SignFlipTest
-from trace_opt.search.sign_test import Characteristics, SignRule, SignTest, operating_characteristics, pair_chances
+from trace_opt.search.sign_test import Characteristics, SignRule, SignTest, operating_characteristics
 
 Kind = Literal["sign", "betting", "flips"]
 Outcome = Literal["better", "worse", "futile", "undecided"]
@@ -31,9 +30,6 @@ Result = float | Mapping[str, float] | None
 
 GUARDED = 8
 """How many examples a score that looks worse gets to be found worse, before another is found better."""
-
-FEW = 100
-"""Below so many validation examples a run should warn: only large gains show."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -378,36 +374,3 @@ def trial_order(numbers: Sequence[int], seed: int, trial: int) -> list[int]:
     order = sorted(numbers)
     random.Random(f"gate {seed} {trial}").shuffle(order)  # noqa: S311 # an order, not a secret
     return order
-
-
-@functools.lru_cache(maxsize=64)
-def smallest_gain(n: int, power: float = 0.8, *, before: float = 0.5, gate: Gate | None = None) -> float | None:
-    """The smallest gain in mean score that a gate finds on n examples with this chance.
-
-    Exact for independent scores of 0 and 1, which vary the most of all scores in [0, 1]; above 100 examples it shrinks
-    with their square root. For another `score_range`, multiply by its length.
-
-    Args:
-        n: How many examples.
-        power: The chance.
-        before: The incumbent's mean score; .5 is the hardest.
-        gate: By default `Gate.claim()`.
-
-    Returns:
-        The gain, or None where none is found as often: not even a candidate that is always right.
-    """
-    gate = Gate.claim() if gate is None else gate
-    if n > FEW:
-        gain = smallest_gain(FEW, power, before=before, gate=gate)
-        return None if gain is None else gain * math.sqrt(FEW / n)
-    low, high = 0.0, 1 - before
-
-    def found(gain: float) -> float:
-        return gate.characteristics(*pair_chances(before, before + gain), n).better
-
-    if found(high) < power:
-        return None
-    while high - low > 1e-3:
-        middle = (low + high) / 2
-        low, high = (middle, high) if found(middle) < power else (low, middle)
-    return high

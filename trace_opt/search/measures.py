@@ -12,8 +12,11 @@ from collections.abc import Mapping, Sequence
 
 from trace_opt.errors import FeedbackError, ProblemError
 from trace_opt.search.candidate import Score
-from trace_opt.search.gate import FEW, Gate, Measure, Result, smallest_gain
+from trace_opt.search.gate import Gate, Measure, Result
 from trace_opt.search.sign_test import pair_chances
+
+FEW = 100
+"""Below so many validation examples a run should warn: only large gains show."""
 
 _TESTS = {
     "sign": "an exact sign test, for the start's scores take two values",
@@ -107,6 +110,39 @@ def error_rates(gate: Gate, count: int) -> dict[str, float]:
     rates = [gate.characteristics(*pair_chances(0.5, after), min(count, FEW)) for after in (0.5, 0.4, 0.7)]
     equal, worse, better = rates
     return {"equal": equal.better, "worse": worse.better, "better": better.better, "examples": equal.examples}
+
+
+@functools.lru_cache(maxsize=64)
+def smallest_gain(n: int, power: float = 0.8, *, before: float = 0.5, gate: Gate | None = None) -> float | None:
+    """The smallest gain in mean score that a gate finds on n examples with this chance.
+
+    Exact for independent scores of 0 and 1, which vary the most of all scores in [0, 1]; above 100 examples it shrinks
+    with their square root. For another `score_range`, multiply by its length.
+
+    Args:
+        n: How many examples.
+        power: The chance.
+        before: The incumbent's mean score; .5 is the hardest.
+        gate: By default `Gate.claim()`.
+
+    Returns:
+        The gain, or None where none is found as often: not even a candidate that is always right.
+    """
+    gate = Gate.claim() if gate is None else gate
+    if n > FEW:
+        gain = smallest_gain(FEW, power, before=before, gate=gate)
+        return None if gain is None else gain * math.sqrt(FEW / n)
+    low, high = 0.0, 1 - before
+
+    def found(gain: float) -> float:
+        return gate.characteristics(*pair_chances(before, before + gain), n).better
+
+    if found(high) < power:
+        return None
+    while high - low > 1e-3:
+        middle = (low + high) / 2
+        low, high = (middle, high) if found(middle) < power else (low, middle)
+    return high
 
 
 def power_note(count: int, score_range: tuple[float, float] | None = None, what: str = "validation") -> str:

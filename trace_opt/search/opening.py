@@ -100,7 +100,7 @@ class Opening:
             seconds=0.0 if saved is None else saved.seconds, flights=0 if saved is None else saved.flights,
         )  # fmt: skip
         self.ledger.unsaved = 0 if saved is None else unsaved(saved)
-        roller = self._roller = roller_of(settings, self.ledger, self._executor)
+        roller = roller_of(settings, self.ledger, self._executor)
         roller.late = self._late
         self.bench = Bench(
             roller, self._executor, settings.data, seed=settings.seed, ledger=self.ledger, writer=self.writer,
@@ -259,14 +259,14 @@ class Opening:
         own = {name: warm.own(name, parameter) for name, parameter in (declared or {}).items()}
         start.values = own or dict(warm.values)
         bench.watch(on=True)
-        self._roller.failed = self._failures.note
+        bench.failed = self._failures.note
         self.ledger.on_first = self._check_calls if self._saved is None else None
         if not start.scores:
             await self._looked(start, declared)
         if self.settings.search.tests:
             await bench.score([(start, bench.order)], "start")
         bench.watch(on=False)
-        self._roller.failed = None
+        bench.failed = None
         return self._known(declared, start)
 
     async def _looked(self, start: Candidate, declared: dict[str, Parameter[Any]] | None) -> None:

@@ -45,7 +45,7 @@ class DistantRoller(Roller):
         self._workers = executor
         self._parameters = parameters
 
-    async def _arun(self, job: Job) -> tuple[Rollout, Account]:
+    async def arun(self, job: Job) -> tuple[Rollout, Account]:
         """A rollout in a worker."""
         account = self.ledger.account("workflow", job, job.place)
         began = perf_counter()

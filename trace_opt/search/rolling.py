@@ -110,7 +110,6 @@ class Roller:
 
     Attributes:
         seen: Shown every recording that has ended.
-        failed: Told of every rollout that failed, with its error.
         late: Told of what a rollout that was given up reports to have spent afterwards, by role.
         stuck: How many threads were left to end by themselves.
     """
@@ -123,7 +122,6 @@ class Roller:
         self.ledger = ledger
         self.timeout = timeout
         self.seen: Callable[[Job, Graph], None] | None = None
-        self.failed: Callable[[Job, str], None] | None = None
         self.late: Callable[[Mapping[str, Cost]], None] | None = None
         self.stuck = 0
         self._executor = executor
@@ -131,21 +129,6 @@ class Roller:
 
     def run(self, job: Job) -> tuple[Rollout, Account]:
         """A rollout of a sync workflow."""
-        rollout, account = self._run(job)
-        self._tell(job, rollout)
-        return rollout, account
-
-    async def arun(self, job: Job) -> tuple[Rollout, Account]:
-        """A rollout of an async workflow."""
-        rollout, account = await self._arun(job)
-        self._tell(job, rollout)
-        return rollout, account
-
-    def _tell(self, job: Job, rollout: Rollout) -> None:
-        if self.failed is not None and rollout.error is not None:
-            self.failed(job, rollout.error)
-
-    def _run(self, job: Job) -> tuple[Rollout, Account]:
         account = self.ledger.account("workflow", job, job.place)
         if self.timeout is None:
             return self._rolled(job, account), account
@@ -156,7 +139,8 @@ class Roller:
         self.stuck += 1
         return self._given_up(job, watch)
 
-    async def _arun(self, job: Job) -> tuple[Rollout, Account]:
+    async def arun(self, job: Job) -> tuple[Rollout, Account]:
+        """A rollout of an async workflow."""
         account = self.ledger.account("workflow", job, job.place)
         if self.timeout is None:
             return await self._arolled(job, account), account

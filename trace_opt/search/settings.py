@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -135,14 +134,14 @@ def settle(workflow: Any, train: Any, guide: Any, options: Options) -> Settings:
     resume = options.get("resume")
     seed, budget_given = _of_saved_run(options, store, resume)
     data = split(train, options.get("val"), options.get("test"), seed)
-    repeats = _whole("repeats", options.get("repeats", 1))
+    repeats = checking.whole("repeats", options.get("repeats", 1))
     weights, margins = (checking.by_score(name, options.get(name)) for name in ("weights", "margins"))
     controls = checking.controlling(options.get("controls"))
     budget = resolve(
         budget_given, val=len(data.val) * repeats, test=len(data.test) * repeats, controls=len(controls)
     )  # fmt: skip
-    optimizers, timeout = checking.optimizing(options.get("optimizers")), _timeout(options.get("timeout"))
-    parameters, reuse = _parameters(options.get("parameters")), _reuse(options.get("reuse", False), store)
+    optimizers, timeout = checking.optimizing(options.get("optimizers")), checking.timeout(options.get("timeout"))
+    parameters, reuse = _parameters(options.get("parameters")), checking.reusing(options.get("reuse", False), store)
     reach = Reach({"the workflow": workflow, "the guide": guide})
     search, race, goals = checking.searching(options.get("search")), tuple(options.get("race") or ()), _goals(options)
     score_range, origin = checking.score_range(options.get("score_range")), checking.origin(options.get("origin"))
@@ -159,7 +158,7 @@ def settle(workflow: Any, train: Any, guide: Any, options: Options) -> Settings:
         workflow=workflow, guide=guide, data=data, seed=seed, budget=budget, search=search,
         optimizers=optimizers, parameters=parameters,
         model=options.get("model"), race=race, goals=goals,
-        concurrency=_whole("concurrency", options.get("concurrency", 8)), executor=options.get("executor"),
+        concurrency=checking.whole("concurrency", options.get("concurrency", 8)), executor=options.get("executor"),
         address=options.get("address"), reload=options.get("reload"), store=store, resume=resume,
         score_range=score_range, weights=weights, margins=margins, repeats=repeats,
         controls=controls, timeout=timeout, warm=_warm(options, store, resume, lambda: _known(parameters, reach)), reuse=reuse,
@@ -220,31 +219,9 @@ def _parameters(given: Any) -> dict[str, Parameter[Any]] | None:
 def _goals(options: Options) -> Goals:
     patience = options.get("patience")
     return Goals(
-        target=checking.target(options.get("target")), patience=None if patience is None else _whole("patience", patience),
-        on_trial=options.get("on_trial"), on_event=options.get("on_event"), approve=_approve(options.get("approve")),
+        target=checking.target(options.get("target")), patience=None if patience is None else checking.whole("patience", patience),
+        on_trial=options.get("on_trial"), on_event=options.get("on_event"), approve=checking.approving(options.get("approve")),
     )  # fmt: skip
-
-
-def _approve(given: Any) -> Any:
-    if given is not None and not callable(given):
-        raise ProblemError(f"approve is {given!r:.60}, which cannot be called; pass a function of an Approval")
-    return given
-
-
-def _timeout(given: Any) -> float | None:
-    if given is None:
-        return None
-    if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 < given < math.inf:
-        raise ProblemError(f"timeout is {given!r}; give seconds above 0, or leave it out for no limit")
-    return float(given)
-
-
-def _reuse(given: Any, store: Store | None) -> bool:
-    if not isinstance(given, bool):
-        raise ProblemError(f"reuse is {given!r:.60}; give True or False")
-    if given and store is None:
-        raise ProblemError("reuse=True needs a store to find rollouts in; leave store=None out")
-    return given
 
 
 def _known(parameters: dict[str, Parameter[Any]] | None, reach: Reach) -> dict[str, Parameter[Any]]:
@@ -260,12 +237,6 @@ def _warm(
     if given is None:
         return Warm(values={})
     return warm_of(given, known()) if resumed else warm(given, store, known())
-
-
-def _whole(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ProblemError(f"{name} is {value!r}; give a whole number of at least 1")
-    return value
 
 
 def power_notes(settings: Settings) -> list[str]:

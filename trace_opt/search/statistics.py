@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -187,37 +187,6 @@ def _bound(n: int, wins: int, losses: int, z: float) -> float:
     for _ in range(60):
         middle = (low + high) / 2
         if excess(middle) < z:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2
-
-
-def clopper_pearson(successes: int, n: int, alpha: float = 0.05) -> tuple[float, float]:
-    """The exact interval of a proportion, by bisection of the binomial tails."""
-    low = 0.0 if successes == 0 else _solve(lambda p: _at_least(successes, n, p), alpha / 2)
-    high = 1.0 if successes == n else 1 - _solve(lambda p: _at_least(n - successes, n, p), alpha / 2)
-    return low, high
-
-
-def _at_least(k: int, n: int, p: float) -> float:
-    """The chance of k or more of n, each with chance p."""
-    if p <= 0:
-        return float(k <= 0)
-    if p >= 1:
-        return 1.0
-    logs = (
-        math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) + i * math.log(p) + (n - i) * math.log1p(-p)
-        for i in range(k, n + 1)
-    )
-    return math.fsum(math.exp(log) for log in logs)
-
-
-def _solve(rising: Callable[[float], float], level: float) -> float:
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        if rising(middle) < level:
             low = middle
         else:
             high = middle
